@@ -1,0 +1,112 @@
+"""Command line: `python -m local_cloud start | stop | status | env`."""
+
+import argparse
+import json
+import shlex
+import sys
+
+from local_cloud import DEFAULT_REGION
+from local_cloud.errors import CloudError
+from local_cloud.instance import home_folder, running, start, stop
+
+EPILOG = """examples:
+  python -m local_cloud start
+  eval "$(python -m local_cloud env)"      # this shell's boto3 and AWS CLI now talk to it
+  aws sagemaker list-training-jobs
+  python -m local_cloud stop               # ends every job and endpoint, removes every file
+
+The files are in $LOCAL_CLOUD_HOME, or in .local_cloud beside the package.
+"""
+
+
+def main():
+    args = get_args_parser().parse_args()
+    try:
+        return args.function(args)
+    except CloudError as error:
+        print(f"local_cloud: {error}", file=sys.stderr)
+        return 1
+
+
+def get_args_parser():
+    parser = argparse.ArgumentParser(
+        prog="python -m local_cloud",
+        description="The SageMaker, S3, IAM, STS and Logs APIs on this machine, for real.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(metavar="command", required=True)
+
+    command = commands.add_parser("start", help="start the server, unless it runs already")
+    command.add_argument(
+        "--port", type=int, default=0, help="port on 127.0.0.1 (default: any free)"
+    )
+    command.add_argument("--region", default=DEFAULT_REGION, help="default: %(default)s")
+    command.set_defaults(function=start_command)
+
+    command = commands.add_parser("stop", help="end the server and everything it started")
+    command.set_defaults(function=stop_command)
+
+    command = commands.add_parser("status", help="say whether it runs, and list jobs and endpoints")
+    command.set_defaults(function=status_command)
+
+    command = commands.add_parser("env", help="print the variables that point AWS clients at it")
+    command.add_argument("--format", choices=("shell", "json"), default="shell")
+    command.set_defaults(function=env_command)
+
+    command = commands.add_parser("serve")  # Without help: it is what `start` runs.
+    command.add_argument("--port", type=int, required=True)
+    command.add_argument("--region", required=True)
+    command.add_argument("--work-folder", required=True)
+    command.set_defaults(function=serve_command)
+    return parser
+
+
+def start_command(args):
+    instance, started = start(home_folder(), args.port, args.region)
+    word = "started" if started else "already running"
+    print(f"local_cloud {word} at {instance.url} (process {instance.pid}).")
+
+
+def stop_command(args):
+    print("local_cloud stopped." if stop(home_folder()) else "local_cloud was not running.")
+
+
+def env_command(args):
+    variables = running_instance().environment()
+    if args.format == "json":
+        print(json.dumps(variables))
+        return
+    for name, value in variables.items():
+        print(f"export {name}={shlex.quote(value)}")
+
+
+def status_command(args):
+    instance = running(home_folder())
+    if instance is None:
+        print("local_cloud is not running.")
+        return 3  # As `systemctl status` of a service that is not running.
+    from local_cloud.status import rows
+
+    print(f"local_cloud runs at {instance.url} (process {instance.pid}).")
+    for row in rows(instance):
+        print("  ".join(row))
+    return 0
+
+
+def serve_command(args):
+    # Imported here: moto takes two seconds to import, and only the server needs it.
+    from local_cloud.server import serve
+
+    serve(args.port, args.region, args.work_folder)
+
+
+def running_instance():
+    instance = running(home_folder())
+    if instance is None:
+        raise CloudError("not running; `python -m local_cloud start` starts it.")
+    return instance
+
+
+if __name__ == "__main__":
+    sys.exit(main())

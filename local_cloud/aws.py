@@ -1,0 +1,145 @@
+"""What the jobs need of S3 and CloudWatch Logs, through the same signed API that users call."""
+
+import tarfile
+import threading
+import time
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import ClientError
+
+from local_cloud.errors import JobFailed
+
+MAX_EVENT = 200_000  # Bytes of one log line; CloudWatch Logs takes 256 KiB an event.
+MAX_BATCH = 5_000  # Events of one PutLogEvents call; CloudWatch Logs takes 10,000.
+FLUSH_SECONDS = 0.3
+MAX_UNPACKED = 50 << 30  # Bytes an archive may unpack to.
+
+
+class LocalAws:
+    """Clients of this instance's own S3 and Logs."""
+
+    def __init__(self, instance):
+        self.instance = instance
+        self._session = boto3.session.Session(
+            aws_access_key_id=instance.access_key,
+            aws_secret_access_key=instance.secret_key,
+            region_name=instance.region,
+        )
+        self._lock = threading.Lock()  # Making clients is not safe from several threads.
+        self.s3 = self.client("s3", instance.region)
+
+    def client(self, service, region):
+        with self._lock:
+            config = Config(retries={"max_attempts": 2}, max_pool_connections=32, proxies={})
+            return self._session.client(
+                service, region_name=region, endpoint_url=self.instance.url, config=config
+            )
+
+    def download(self, uri, folder):
+        """Copy the object `uri`, or all objects under that prefix, into `folder`.
+
+        Raises:
+            JobFailed: nothing is there, or a key would leave the folder.
+        """
+        bucket, prefix = split_uri(uri)
+        pages = self.s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+        try:
+            keys = [entry["Key"] for page in pages for entry in page.get("Contents", [])]
+        except ClientError as error:
+            raise JobFailed(f"ClientError: Data download failed: {uri}: {error}") from error
+        keys = [key for key in keys if not key.endswith("/")]
+        if not keys:
+            raise JobFailed(
+                f"ClientError: Data download failed: No S3 objects found under S3 URL {uri!r}."
+            )
+        folder = Path(folder).resolve()
+        for key in keys:
+            relative = key[len(prefix) :].lstrip("/") or key.rpartition("/")[2]
+            target = (folder / relative).resolve()
+            if not target.is_relative_to(folder):
+                raise JobFailed(f"ClientError: the key {key!r} leads out of the job's folder.")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            self.s3.download_file(bucket, key, str(target))
+
+    def upload_folder(self, folder, uri):
+        """Copy every file below `folder` to the prefix `uri`."""
+        bucket, prefix = split_uri(uri)
+        folder = Path(folder)
+        for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+            key = "/".join([prefix.rstrip("/"), path.relative_to(folder).as_posix()])
+            self.s3.upload_file(str(path), bucket, key.lstrip("/"))
+
+    def upload_archive(self, folder, uri, scratch):
+        """Copy `folder` to the object `uri` as a `.tar.gz`, made at the path `scratch`."""
+        with tarfile.open(scratch, "w:gz", compresslevel=1) as archive:
+            for path in sorted(Path(folder).iterdir()):
+                archive.add(path, arcname=path.name)
+        self.s3.upload_file(str(scratch), *split_uri(uri))
+
+
+def split_uri(uri):
+    """Bucket and key of an `s3://` address; JobFailed for any other."""
+    parts = urlsplit(uri)
+    if parts.scheme != "s3" or not parts.netloc:
+        raise JobFailed(f"ClientError: {uri!r} is not an S3 address.")
+    return parts.netloc, parts.path.lstrip("/")
+
+
+def unpack(archive, folder):
+    """Unpack a `.tar.gz` safely: no member outside `folder`, no devices, a bound on the size.
+
+    Raises:
+        JobFailed: the archive is broken or unsafe.
+    """
+    try:
+        with tarfile.open(archive) as tar:
+            if sum(member.size for member in tar) > MAX_UNPACKED:
+                raise JobFailed(f"ClientError: {Path(archive).name} unpacks to too much.")
+            tar.extractall(folder, filter="data")
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise JobFailed(f"ClientError: {Path(archive).name} cannot be unpacked: {error}") from error
+
+
+class LogStream:
+    """Collects the lines of one stream and sends them to CloudWatch Logs a few times a second."""
+
+    def __init__(self, aws, region, group, stream):
+        self._client = aws.client("logs", region)
+        self._target = {"logGroupName": group, "logStreamName": stream}
+        self._events = []
+        self._lock = threading.Lock()
+        self._closed = threading.Event()
+        try:
+            self._client.create_log_group(logGroupName=group)
+        except self._client.exceptions.ResourceAlreadyExistsException:
+            pass
+        self._client.create_log_stream(**self._target)
+        self._thread = threading.Thread(target=self._send_until_closed, daemon=True)
+        self._thread.start()
+
+    def write(self, line):
+        """Add one line; it is sent soon."""
+        # CloudWatch Logs refuses empty messages.
+        event = {"timestamp": int(time.time() * 1000), "message": line[:MAX_EVENT] or " "}
+        with self._lock:
+            self._events.append(event)
+
+    def close(self):
+        """Send what is left."""
+        self._closed.set()
+        self._thread.join()
+
+    def _send_until_closed(self):
+        while not self._closed.wait(FLUSH_SECONDS):
+            self._send()
+        self._send()
+
+    def _send(self):
+        with self._lock:
+            events, self._events = self._events, []
+        for first in range(0, len(events), MAX_BATCH):
+            batch = events[first : first + MAX_BATCH]
+            self._client.put_log_events(**self._target, logEvents=batch)

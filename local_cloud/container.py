@@ -1,0 +1,186 @@
+"""A container in name only: the `/opt/ml` folder of one job, and the process that runs in it.
+
+Containers see their files under `/opt/ml`. A plain process cannot, so that prefix is rewritten to
+the job's own folder wherever the job's request or the SDK's drivers spell it out: in commands,
+arguments, environment values and the scripts that the SDK uploads.
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+import threading
+import time
+import venv
+from collections import deque
+from pathlib import Path
+
+import psutil
+
+from local_cloud.instance import MARKER
+
+OPT_ML = "/opt/ml"
+STOP_GRACE = 120  # Seconds between SIGTERM and SIGKILL, as SageMaker gives.
+LAST_LINES = 20  # Kept to explain a failure where the job left no `output/failure`.
+# What a job keeps of the server's environment: where programs, caches and registries are.
+KEPT = ("PATH", "HOME", "USER", "LANG", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "TORCH_HOME")
+KEPT_PREFIXES = ("LC_", "PIP_", "SSL_", "REQUESTS_", "CUDA_", "DYLD_")
+PROXIES = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "no_proxy", "NO_PROXY")
+PIP = '#!/bin/sh\nexec "$(dirname "$0")/python3" -m pip "$@"\n'
+
+
+class Container:
+    """The folder `root/opt/ml`, the process in it and what it prints.
+
+    Args:
+        root: folder that this job has for itself; removed by `remove`.
+        aws: the `LocalAws` whose credentials the job gets.
+        region: region of the job.
+    """
+
+    def __init__(self, root, aws, region):
+        self.root = Path(root)
+        self.ml = self.root / "opt" / "ml"
+        self.ml.mkdir(parents=True)
+        self.environment = base_environment(aws.instance, region)
+        self.last_lines = deque(maxlen=LAST_LINES)
+        self._process = None
+        self._stop_at = None
+        self._lock = threading.Lock()
+
+    def localize(self, text):
+        """`text` with `/opt/ml` replaced by this job's folder."""
+        return text.replace(OPT_ML, str(self.ml))
+
+    def globalize(self, text):
+        """`text` with this job's folder replaced by the paths that a container would show."""
+        return text.replace(str(self.root), "")
+
+    def localize_scripts(self, folder, suffixes=(".sh", ".py")):
+        """Rewrite `/opt/ml` inside the scripts of a folder."""
+        for path in Path(folder).rglob("*"):
+            if path.suffix in suffixes and path.is_file():
+                path.write_text(self.localize(path.read_text()))
+
+    def add_python(self):
+        """Put an environment of the job's own before this machine's on the path.
+
+        Everything installed on this machine can be imported, while `pip install` in the job writes
+        into the job's folder only.
+        """
+        overlay = self.root / "python"
+        venv.create(overlay, with_pip=False, symlinks=True)
+        version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+        parents = sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
+        lines = [f"import site; site.addsitedir({parent!r})\n" for parent in parents]
+        (overlay / "lib" / version / "site-packages" / "machine.pth").write_text("".join(lines))
+        for name in ("pip", "pip3"):
+            script = overlay / "bin" / name
+            script.write_text(PIP)
+            script.chmod(0o755)
+        machine = str(Path(sys.executable).parent)
+        path = os.pathsep.join([str(overlay / "bin"), machine, self.environment["PATH"]])
+        self.environment.update(PATH=path, VIRTUAL_ENV=str(overlay))
+
+    def run(self, command, cwd, on_line, timeout=None):
+        """Run `command` to its end, every printed line to `on_line`; return the exit code.
+
+        Args:
+            timeout: seconds after which the process is stopped, as by `stop`.
+
+        Returns:
+            The exit code; negative for the signal that ended it.
+        """
+        with self._lock:
+            if self._stop_at is not None:
+                return -signal.SIGTERM
+            self._process = subprocess.Popen(
+                command,
+                cwd=cwd,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        reader = threading.Thread(target=self._read, args=(on_line,), daemon=True)
+        reader.start()
+        deadline = time.monotonic() + timeout if timeout else None
+        while self._process.poll() is None:
+            if deadline and time.monotonic() > deadline:
+                self.stop()
+                deadline = None
+            if self._stop_at and time.monotonic() > self._stop_at + STOP_GRACE:
+                break
+            time.sleep(0.05)
+        # The drivers of the SDK end at once on SIGTERM; the script below them may still be saving.
+        while self._stop_at and self._members() and time.monotonic() < self._stop_at + STOP_GRACE:
+            time.sleep(0.05)
+        self._signal(signal.SIGKILL)
+        reader.join(timeout=10)
+        return self._process.wait()
+
+    def stop(self):
+        """Send SIGTERM to everything that runs here; SIGKILL follows after `STOP_GRACE` seconds."""
+        with self._lock:
+            self._stop_at = self._stop_at or time.monotonic()
+        if self._process is not None:
+            self._signal(signal.SIGTERM)
+
+    def kill(self):
+        """End everything that runs here at once."""
+        with self._lock:
+            self._stop_at = self._stop_at or time.monotonic()
+        if self._process is not None:
+            self._signal(signal.SIGKILL)
+
+    @property
+    def ended(self):
+        """Whether a process was started and has ended."""
+        return self._process is not None and self._process.poll() is not None
+
+    def remove(self):
+        """Delete the folder."""
+        shutil.rmtree(self.root, ignore_errors=True)
+
+    def _read(self, on_line):
+        for raw in self._process.stdout:
+            line = self.globalize(raw.decode("utf-8", "replace").rstrip("\r\n"))
+            self.last_lines.append(line)
+            on_line(line)
+
+    def _signal(self, number):
+        """Send a signal to the whole process group."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, number)
+
+    def _members(self):
+        """Living processes of the group."""
+        members = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, ProcessLookupError):
+                alive = process.status() != psutil.STATUS_ZOMBIE
+                if alive and os.getpgid(process.pid) == self._process.pid:
+                    members.append(process.pid)
+        return members
+
+
+def base_environment(instance, region):
+    """The variables that every job gets."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name in KEPT + PROXIES or name.startswith(KEPT_PREFIXES)
+    }
+    return {
+        "PATH": os.defpath,
+        **kept,
+        **instance.environment(),
+        "AWS_DEFAULT_REGION": region,
+        "AWS_REGION": region,
+        "PYTHONUNBUFFERED": "1",
+        MARKER: instance.name,
+    }

@@ -1,0 +1,202 @@
+"""One running local cloud: where it keeps its files, and which processes belong to it.
+
+Every process that a local cloud starts, directly or not, inherits the variable `MARKER` with the
+random name of that start. So even after the server was killed its children can be found and ended,
+without a list of process ids that could be out of date.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+import shutil
+import string
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import psutil
+
+from local_cloud import DEFAULT_REGION
+from local_cloud.errors import CloudError
+
+MARKER = "LOCAL_CLOUD_INSTANCE"
+PACKAGE_PARENT = Path(__file__).resolve().parent.parent
+START_TIMEOUT = 60  # Seconds; importing moto on a cold disk takes most of it.
+STOP_TIMEOUT = 10  # Seconds between asking and killing.
+SHELL_SAFE = set(string.ascii_letters + string.digits + "/._-+@")
+
+
+@dataclass(frozen=True)
+class Instance:
+    """What a client must know of a running server, and what the next start must clean up."""
+
+    name: str
+    url: str
+    pid: int
+    region: str
+    access_key: str
+    secret_key: str
+    work_folder: str
+
+    def environment(self):
+        """The variables that point boto3, the SageMaker SDK and the AWS CLI at this server."""
+        return {
+            "AWS_ENDPOINT_URL": self.url,
+            "AWS_ACCESS_KEY_ID": self.access_key,
+            "AWS_SECRET_ACCESS_KEY": self.secret_key,
+            "AWS_DEFAULT_REGION": self.region,
+            "AWS_REGION": self.region,
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
+
+
+def home_folder():
+    """The folder of this local cloud: `$LOCAL_CLOUD_HOME`, else `.local_cloud` beside the package."""
+    return Path(os.environ.get("LOCAL_CLOUD_HOME") or PACKAGE_PARENT / ".local_cloud").resolve()
+
+
+def read_instance(home):
+    """The instance that last started in `home`, alive or not; None where there is none."""
+    try:
+        return Instance(**json.loads((home / "server.json").read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def write_instance(home, instance):
+    """Publish `instance` for clients: readable by this user alone, never half-written."""
+    draft = home / "server.json.draft"
+    with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        json.dump(asdict(instance), file)
+    draft.replace(home / "server.json")
+
+
+def processes_of(name):
+    """All living processes that carry the marker of instance `name`."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.status() != psutil.STATUS_ZOMBIE and process.environ().get(MARKER) == name:
+                found.append(process)
+    return found
+
+
+def end_processes(processes, grace=STOP_TIMEOUT):
+    """Ask `processes` to end, kill those that have not after `grace` seconds."""
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.terminate()
+    _, stubborn = psutil.wait_procs(processes, timeout=grace)
+    for process in stubborn:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(stubborn, timeout=grace)
+
+
+def running(home):
+    """The instance of `home` if its server is alive, else None."""
+    instance = read_instance(home)
+    if instance is None:
+        return None
+    try:
+        alive = psutil.Process(instance.pid).environ().get(MARKER) == instance.name
+    except psutil.Error:
+        alive = False
+    return instance if alive else None
+
+
+def clean_up(home, instance):
+    """End what is left of `instance`, killed or not, and remove its files."""
+    server = [p for p in processes_of(instance.name) if p.pid == instance.pid]
+    end_processes(server)  # First, so that it starts nothing new while its children end.
+    end_processes(processes_of(instance.name), grace=2)
+    shutil.rmtree(instance.work_folder, ignore_errors=True)
+    (home / "server.json").unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(home):
+    """Only one `start` or `stop` at a time works on `home`."""
+    try:
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        handle = open(home / "lock", "w")
+    except OSError as error:
+        raise CloudError(
+            f"{home} cannot be written ({error.strerror}); set LOCAL_CLOUD_HOME to a folder of yours."
+        ) from error
+    with handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def make_work_folder(home, name):
+    """A folder for the jobs whose path is safe inside the shell scripts of the SDK's drivers."""
+    work = home / name
+    if not set(str(work)) <= SHELL_SAFE:
+        work = Path(tempfile.gettempdir()) / f"local-cloud-{name}"
+    work.mkdir(mode=0o700, parents=True)
+    return work
+
+
+def start(home, port=0, region=DEFAULT_REGION):
+    """Start the server of `home` unless it runs already; return (instance, started)."""
+    with locked(home):
+        instance = running(home)
+        if instance is not None:
+            return instance, False
+        leftover = read_instance(home)
+        if leftover is not None:
+            clean_up(home, leftover)
+        name = secrets.token_hex(8)
+        work = make_work_folder(home, name)
+        command = [sys.executable, "-m", "local_cloud", "serve"]
+        command += ["--port", str(port), "--region", region, "--work-folder", str(work)]
+        environment = {**os.environ, MARKER: name, "LOCAL_CLOUD_HOME": str(home)}
+        with open(home / "server.log", "wb") as log:
+            server = subprocess.Popen(
+                command,
+                cwd=PACKAGE_PARENT,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        try:
+            return wait_until_ready(home, server), True
+        except BaseException:
+            end_processes(processes_of(name))
+            shutil.rmtree(work, ignore_errors=True)
+            raise
+
+
+def wait_until_ready(home, server):
+    """Wait for the new server's word that it listens; its own last words where it gave up."""
+    deadline = time.monotonic() + START_TIMEOUT
+    while time.monotonic() < deadline:
+        instance = read_instance(home)
+        if instance is not None and instance.pid == server.pid:
+            return instance
+        if server.poll() is not None:
+            lines = (home / "server.log").read_text(errors="replace").strip().splitlines()
+            raise CloudError(lines[-1] if lines else f"the server ended with {server.returncode}.")
+        time.sleep(0.05)
+    raise CloudError(f"the server did not answer within {START_TIMEOUT} s; see {home}/server.log.")
+
+
+def stop(home):
+    """Stop the server of `home` and everything it started; return whether it was running."""
+    if not home.exists():
+        return False
+    with locked(home):
+        alive = running(home) is not None
+        instance = read_instance(home)
+        if instance is not None:
+            clean_up(home, instance)
+    shutil.rmtree(home, ignore_errors=True)
+    return alive

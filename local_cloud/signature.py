@@ -1,0 +1,87 @@
+"""Checks the AWS Signature Version 4 of a request.
+
+The arithmetic is botocore's own: the request is signed again with the secret key of this start and
+the two signatures are compared. Specification: AWS IAM User Guide, "AWS Signature Version 4 for API
+requests".
+"""
+
+import datetime
+import hashlib
+import hmac
+import re
+from dataclasses import dataclass
+
+from botocore.auth import S3SigV4Auth, SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.credentials import Credentials
+
+from local_cloud.errors import ServiceError
+
+AUTHORIZATION = re.compile(
+    r"AWS4-HMAC-SHA256 Credential=(?P<key>[^/,\s]+)/(?P<date>\d{8})/(?P<region>[\w-]+)/"
+    r"(?P<service>[\w.-]+)/aws4_request,\s*SignedHeaders=(?P<headers>[\w;.-]+),\s*"
+    r"Signature=(?P<signature>[0-9a-f]{64})"
+)
+MAX_SKEW = datetime.timedelta(minutes=15)  # The service's own limit.
+NOT_HASHED = ("UNSIGNED-PAYLOAD", "STREAMING-")
+
+
+@dataclass(frozen=True)
+class Caller:
+    """What a valid signature says: the service and the region it was made for."""
+
+    service: str
+    region: str
+
+
+def forbidden(code, message):
+    return ServiceError(code, message, status=403)
+
+
+def check(method, url, headers, body, access_key, secret_key):
+    """The `Caller` of a correctly signed request.
+
+    Args:
+        method: HTTP method.
+        url: the URL as sent, with host, raw path and raw query.
+        headers: mapping of header names, any case, to values.
+        body: the payload as bytes.
+
+    Raises:
+        ServiceError: 403 for a missing, foreign, wrong or stale signature.
+    """
+    headers = {name.lower(): value for name, value in headers.items()}
+    match = AUTHORIZATION.fullmatch(headers.get("authorization", "").strip())
+    if match is None:
+        raise forbidden("MissingAuthenticationToken", "The request is not signed.")
+    if not hmac.compare_digest(match["key"].encode(), access_key.encode()):
+        raise forbidden("InvalidClientTokenId", "The access key is not of this local cloud.")
+    signed = match["headers"].split(";")
+    sent_at = headers.get("x-amz-date", "")
+    if "host" not in signed or "x-amz-date" not in signed or not is_fresh(sent_at):
+        raise forbidden("SignatureDoesNotMatch", "The signature is stale or covers too little.")
+    declared = headers.get("x-amz-content-sha256")
+    if declared and not declared.startswith(NOT_HASHED):
+        if not hmac.compare_digest(declared.encode(), hashlib.sha256(body).hexdigest().encode()):
+            raise forbidden("XAmzContentSHA256Mismatch", "The body is not the one signed.")
+
+    request = AWSRequest(method=method, url=url, data=body)
+    for name in signed:
+        request.headers[name] = headers.get(name, "")
+    request.context["timestamp"] = sent_at
+    auth_class = S3SigV4Auth if match["service"] == "s3" else SigV4Auth
+    auth = auth_class(Credentials(access_key, secret_key), match["service"], match["region"])
+    text = auth.string_to_sign(request, auth.canonical_request(request))
+    if not hmac.compare_digest(auth.signature(text, request), match["signature"]):
+        raise forbidden("SignatureDoesNotMatch", "The signature does not match the request.")
+    return Caller(match["service"], match["region"])
+
+
+def is_fresh(sent_at):
+    """Whether the time stamp of the form `YYYYMMDDTHHMMSSZ` is within the allowed skew."""
+    try:
+        time = datetime.datetime.strptime(sent_at, "%Y%m%dT%H%M%SZ")
+    except ValueError:
+        return False
+    now = datetime.datetime.now(datetime.timezone.utc).replace(tzinfo=None)
+    return abs(now - time) <= MAX_SKEW

@@ -1,0 +1,4 @@
+"""What the entry points share: pictures in, probabilities out.
+
+Importing this package loads neither torch nor matplotlib.
+"""

@@ -1,0 +1,171 @@
+"""A trained model with everything a prediction needs, and its form on disk."""
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as tensors_to_bytes
+from torch import nn
+
+from vision.errors import ExpectedError
+from vision.models import MODEL_NAMES, build_model
+from vision.preprocessing import Preprocessing, decode, open_picture
+
+WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
+# The version of model.json; a reader refuses one that it does not know.
+SCHEMA_VERSION = 1
+
+
+@dataclass
+class Classifier:
+    """From pictures to class probabilities: validation, evaluate.py and the endpoint share it.
+
+    `temperature` divides the logits (Guo et al. 2017, arXiv:1706.04599); under a confidence of
+    `threshold` no label is given. `facts` is what else model.json tells about the training.
+    """
+
+    model_name: str
+    model: nn.Module
+    preprocessing: Preprocessing
+    class_names: list[str]
+    temperature: float = 1.0
+    threshold: float = 0.0
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @torch.inference_mode()
+    def logits(self, images: torch.Tensor, batch_size: int = 256) -> torch.Tensor:
+        """Return float32 logits (N, classes) on the CPU for uint8 pictures (N, C, H, W)."""
+        device = next(self.model.parameters()).device
+        self.model.eval()
+        batches = [
+            self.model(self.preprocessing.normalise(batch.to(device))).float().cpu()
+            for batch in images.split(batch_size)
+        ]
+        return torch.cat(batches)
+
+    def probabilities(self, images: torch.Tensor, batch_size: int = 256) -> torch.Tensor:
+        """Return calibrated probabilities (N, classes) for uint8 pictures (N, C, H, W)."""
+        return torch.softmax(self.logits(images, batch_size) / self.temperature, dim=1)
+
+    def decode(self, data: bytes, max_bytes: int | None = None) -> torch.Tensor:
+        """Return the uint8 tensor (C, H, W) of a picture's bytes; raises PictureError."""
+        image = open_picture(data, max_bytes)
+        return decode(image, self.preprocessing.image_size, self.preprocessing.channels)
+
+    def answer(self, probabilities: torch.Tensor) -> dict[str, Any]:
+        """Turn the probabilities (classes) of one picture into label, confidence and scores."""
+        scores = dict(zip(self.class_names, probabilities.tolist(), strict=True))
+        label = max(scores, key=scores.get)
+        confidence = scores[label]
+        if confidence < self.threshold:
+            label = None
+        return {"label": label, "confidence": confidence, "scores": scores}
+
+    def description(self) -> dict[str, Any]:
+        """Return the content of model.json."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "architecture": self.model_name,
+            "class_names": self.class_names,
+            **asdict(self.preprocessing),
+            "temperature": self.temperature,
+            "threshold": self.threshold,
+            **self.facts,
+        }
+
+    def save(self, folder: str | Path, code: Sequence[str | Path] = ()) -> None:
+        """Write the artifact: weights, model.json and, under code/, copies of `code`.
+
+        Everything is written beside its place first and then renamed, the description last, so
+        that a reader never meets half an artifact. A pair (source, name) renames a copy.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = folder / f".partial-{os.getpid()}"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        try:
+            weights = {k: v.contiguous().cpu() for k, v in self.model.state_dict().items()}
+            (partial / WEIGHTS).write_bytes(tensors_to_bytes(weights))
+            text = json.dumps(self.description(), indent=2, allow_nan=False)
+            (partial / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
+            (partial / "code").mkdir()
+            for source, name in code:
+                _copy(Path(source), partial / "code" / name)
+            shutil.rmtree(folder / "code", ignore_errors=True)
+            for name in ("code", WEIGHTS, DESCRIPTION):
+                (partial / name).replace(folder / name)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _copy(source: Path, target: Path) -> None:
+    if source.is_dir():
+        shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+    else:
+        shutil.copyfile(source, target)
+
+
+def load_classifier(folder: str | Path, device: str | torch.device = "cpu") -> Classifier:
+    """Read an artifact that `Classifier.save` wrote; nothing is unpickled.
+
+    Raises ExpectedError where a file is missing, damaged or of another version.
+    """
+    folder = Path(folder)
+    for name in (DESCRIPTION, WEIGHTS):
+        if not (folder / name).is_file():
+            raise ExpectedError(f"{folder} holds no {name}: name the folder of a trained model")
+    try:
+        described = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+        if described["schema_version"] != SCHEMA_VERSION:
+            raise ExpectedError(
+                f"{folder / DESCRIPTION} has version {described['schema_version']}, this program "
+                f"reads {SCHEMA_VERSION}: use the code that the model came with"
+            )
+        name, class_names = described["architecture"], described["class_names"]
+        if name not in MODEL_NAMES:
+            raise ExpectedError(f"{folder / DESCRIPTION} asks for {name!r}: not a known model")
+        preprocessing = Preprocessing(
+            described["image_size"],
+            described["channels"],
+            tuple(described["mean"]),
+            tuple(described["std"]),
+        )
+        model = build_model(name, preprocessing.channels, len(class_names))
+        model.load_state_dict(load_tensors((folder / WEIGHTS).read_bytes()))
+        temperature, threshold = described["temperature"], described["threshold"]
+    except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ExpectedError(f"the model in {folder} is damaged ({reason}): train it again") from error
+    known = {
+        "schema_version", "architecture", "class_names", "image_size", "channels", "mean", "std",
+        "temperature", "threshold",
+    }
+    facts = {key: value for key, value in described.items() if key not in known}
+    return Classifier(
+        name,
+        model.to(device).eval(),
+        preprocessing,
+        class_names,
+        temperature,
+        threshold,
+        facts,
+    )
+
+
+def fit_temperature(logits: torch.Tensor, labels: torch.Tensor) -> float:
+    """Return the temperature of least cross-entropy for logits (N, classes), labels (N).
+
+    Searched over 1/10 to 10, in steps of 1%: the curve has one minimum and is flat around it,
+    and the limits keep a perfect validation score from asking for temperature zero.
+    """
+    candidates = 10 ** torch.linspace(-1, 1, 463)
+    losses = torch.stack([nn.functional.cross_entropy(logits / t, labels) for t in candidates])
+    return candidates[losses.argmin()].item()
