@@ -1,1 +1,1 @@
-"""What the notebook's cells call: where to run, data sets, exploration, plots, costs and clean-up."""
+"""What notebook cells call: where to run, data sets, exploration, plots, costs, clean-up."""

@@ -92,7 +92,7 @@ class Dataset:
         ]
 
     def counts(self, totals: bool = False) -> pd.DataFrame:
-        """Pictures per class (rows) and split (columns); `totals` adds a row and a column of sums."""
+        """Pictures per class (rows) and split (columns); `totals` adds the sums of both."""
         table = pd.DataFrame(
             {
                 split: [len(_pictures_in(self.folder / split / name)) for name in self.class_names]
@@ -123,7 +123,7 @@ class Dataset:
 
 @dataclass(frozen=True)
 class _Source:
-    """Pictures before they are split: parallel lists, a payload being pixels or the file to copy."""
+    """Pictures to write, as parallel lists; a payload is pixels or the file to copy."""
 
     name: str
     source: str
@@ -201,7 +201,7 @@ def decoding(path: Path):
         yield
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(
-            f"“{path.parent.name}/{path.name}” cannot be read as a picture: replace it or remove it."
+            f"“{path.parent.name}/{path.name}” cannot be read as a picture: replace or remove it."
         ) from error
 
 
@@ -225,7 +225,7 @@ def _prepare_fashion_mnist(root, seed, limit):
 
 
 def _fashion_mnist(raw, way_out, seed):
-    """The 60,000 training pictures, a tenth of them for validation, and the 10,000 test pictures."""
+    """The 60,000 training pictures, a tenth of them for validation, and the 10,000 for test."""
     train_x, train_y = _read_pair(raw, "train", way_out)
     test_x, test_y = _read_pair(raw, "t10k", way_out)
     valid, train = _draw(train_y, round(len(train_y) / 10), np.random.default_rng(seed))

@@ -14,13 +14,14 @@ from typing import TypeAlias
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import ArrayLike
 from PIL import Image, ImageOps
 
 from studio.datasets import Dataset, samples
-from vision.figures import house_style
+from vision import figures
 
 Picture: TypeAlias = str | Path | bytes | np.ndarray | Image.Image
 
@@ -36,7 +37,9 @@ def _figure(draw):
 
     @functools.wraps(draw)
     def styled(*args, **kwargs):
-        with house_style():
+        with figures.house_style():
+            # Makes pyplot load the notebook's backend, which then also shows figures made without it.
+            plt.close(plt.figure())
             figure = draw(*args, **kwargs)
             # Ticks are made while drawing, and would be made in another style later.
             figure.draw_without_rendering()
@@ -53,7 +56,7 @@ def _figure(draw):
 def class_counts(counts: pd.DataFrame) -> Figure:
     """Stacked bars of pictures per class and split, from `Dataset.counts()`."""
     counts = counts.drop(index="total", columns="total", errors="ignore")
-    figure, axes = plt.subplots(figsize=(WIDTH, _height(len(counts))), layout="constrained")
+    figure, axes = plt.subplots(figsize=(WIDTH, _height(len(counts))))
     left = np.zeros(len(counts))
     for split in counts:
         axes.barh(counts.index.astype(str), counts[split], left=left, label=split)
@@ -63,9 +66,8 @@ def class_counts(counts: pd.DataFrame) -> Figure:
     axes.set_ylabel("class")
     low, high = int(left.min()), int(left.max())
     each = f"{low:,} each" if low == high else f"{low:,} to {high:,} each"
-    axes.set_title(f"{int(left.sum()):,} pictures in {len(counts)} classes, {each}")
     figure.legend(loc="outside lower center", ncols=len(counts.columns), title="split")
-    return figure
+    return _headline(figure, f"{int(left.sum()):,} pictures in {len(counts)} classes, {each}")
 
 
 @_figure
@@ -78,14 +80,17 @@ def sample_grid(
     rows = [_row([_open(path) for path in paths], side, per_class) for paths in drawn.values()]
     step = rows[0].shape[0]
     height = WIDTH * 0.85 * len(rows) / per_class + 0.5
-    figure, axes = plt.subplots(figsize=(WIDTH, min(height, 12)), layout="constrained")
+    figure, axes = plt.subplots(figsize=(WIDTH, min(height, 12)))
     axes.imshow(np.concatenate(rows), interpolation="nearest")
     axes.set_yticks([step * i + step / 2 for i in range(len(rows))], dataset.class_names)
     axes.set_xticks([])
     axes.set_ylabel("class")
-    axes.set_title(f"Up to {per_class} {split} pictures of each of the {len(rows)} classes")
-    _bare(axes)
-    return figure
+    axes.grid(visible=False)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    return _headline(
+        figure, f"Up to {per_class} {split} pictures of each of the {len(rows)} classes"
+    )
 
 
 @_figure
@@ -93,16 +98,13 @@ def mean_pictures(means: dict[str, np.ndarray]) -> Figure:
     """The mean picture of every class, from `Survey.mean_pictures`."""
     columns = min(5, len(means))
     rows = -(-len(means) // columns)
-    figure, grid = plt.subplots(
-        rows, columns, figsize=(WIDTH, 1.7 * rows + 0.4), layout="constrained", squeeze=False
-    )
+    figure, grid = plt.subplots(rows, columns, figsize=(WIDTH, 1.7 * rows + 0.4), squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
     for axes, (name, pixels) in zip(grid.flat, means.items(), strict=False):
         axes.imshow(pixels, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-        axes.set_title(name)
-    figure.suptitle(f"Mean training picture of each of the {len(means)} classes")
-    return figure
+        _caption(axes, name)
+    return _headline(figure, f"Mean training picture of each of the {len(means)} classes")
 
 
 @_figure
@@ -110,7 +112,7 @@ def pixel_histogram(histogram: pd.DataFrame) -> Figure:
     """Share of training pixels at each brightness level, from `Survey.histogram`."""
     shares = histogram / histogram.sum()
     overall = histogram.sum(axis=1) / histogram.to_numpy().sum()
-    figure, axes = plt.subplots(figsize=(WIDTH, 3), layout="constrained")
+    figure, axes = plt.subplots(figsize=(WIDTH, 3))
     axes.fill_between(
         shares.index,
         shares.min(axis=1),
@@ -125,11 +127,11 @@ def pixel_histogram(histogram: pd.DataFrame) -> Figure:
     axes.set_xlim(0, 255)
     axes.set_xlabel("brightness level (0 black, 255 white)")
     axes.set_ylabel("share of pixels, log scale")
-    axes.set_title(
-        f"The most common level is {overall.idxmax()}, with {overall.max():.1%} of pixels"
-    )
     axes.legend()
-    return figure
+    return _headline(
+        figure,
+        f"The most common level is {overall.idxmax()}, with {overall.max():.1%} of pixels",
+    )
 
 
 @_figure
@@ -138,20 +140,20 @@ def duplicates(pairs: pd.DataFrame, dataset: Dataset, limit: int = 8) -> Figure:
     if pairs.empty:
         return _sentence("No two pictures of this data set have the same pixels")
     shown = pairs.head(limit)
-    figure, grid = plt.subplots(2, limit, figsize=(WIDTH, 3.2), layout="constrained", squeeze=False)
+    figure, grid = plt.subplots(2, limit, figsize=(WIDTH, 3.2), squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
     for column, pair in zip(grid.T, shown.to_dict("records"), strict=False):
         for axes, side in zip(column, "ab", strict=True):
             split, name, file = (pair[f"{key}_{side}"] for key in ("split", "class", "file"))
             axes.imshow(_open(dataset.folder / split / name / file), cmap="gray", vmin=0, vmax=255)
-            axes.set_title(f"{split}\n{fill(name, 12)}", fontsize="small")
+            _caption(axes, f"{split}\n{fill(name, 12, break_on_hyphens=False)}")
     across = int(pairs["across_splits"].sum())
-    figure.suptitle(
+    return _headline(
+        figure,
         f"{len(pairs):,} pictures repeat an earlier one, {across:,} of them across splits "
-        f"({len(shown)} pairs shown)"
+        f"({len(shown)} pairs shown)",
     )
-    return figure
 
 
 # --- Training -----------------------------------------------------------------------------------
@@ -172,11 +174,9 @@ def tuning_trials(trials: pd.DataFrame) -> Figure:
     known = numbers.dropna(subset="accuracy")
     if known.empty:
         return _sentence(f"None of the {len(trials)} trials reported an accuracy")
-    figure, (left, right) = plt.subplots(
-        1, 2, figsize=(WIDTH, 3.4), layout="constrained", sharey=True
-    )
+    figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 3.4), sharey=True)
     for i, (batch_size, group) in enumerate(known.groupby("batch_size")):
-        style = {"color": f"C{i}", "marker": MARKERS[i % len(MARKERS)], "linestyle": "none"}
+        style = {"color": _colour(i), "marker": MARKERS[i % len(MARKERS)], "linestyle": "none"}
         left.plot(group["lr"], group["accuracy"], label=f"{batch_size:g}", **style)
         right.plot(group["trial"], group["accuracy"], **style)
     right.step(known["trial"], known["accuracy"].cummax(), where="post", color=UNSURE, zorder=1)
@@ -194,11 +194,11 @@ def tuning_trials(trials: pd.DataFrame) -> Figure:
     right.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     right.legend()
     best = known.loc[known["accuracy"].idxmax()]
-    figure.suptitle(
-        f"Best of {len(trials)} trials: {best['accuracy']:.1%} with a learning rate of "
-        f"{best['lr']:.2g} and batches of {best['batch_size']:g}"
+    return _headline(
+        figure,
+        f"Best of {len(trials)} trials: validation accuracy {best['accuracy']:.1%} with learning "
+        f"rate {best['lr']:.2g} and batches of {best['batch_size']:g}",
     )
-    return figure
 
 
 @_figure
@@ -209,7 +209,7 @@ def training_curves(history: pd.DataFrame) -> Figure:
         valid_accuracy (fractions).
     """
     best = history.loc[history["valid_accuracy"].idxmax()]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 3.2), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 3.2))
     for axes, measure in ((left, "loss"), (right, "accuracy")):
         for split, marker, line in (("train", "o", "--"), ("valid", "s", "-")):
             axes.plot(
@@ -227,11 +227,11 @@ def training_curves(history: pd.DataFrame) -> Figure:
     right.set_ylabel("accuracy")
     right.yaxis.set_major_formatter(PercentFormatter(1))
     right.legend()
-    figure.suptitle(
+    return _headline(
+        figure,
         f"Epoch {best['epoch']:g} of {len(history)} is best: "
-        f"{best['valid_accuracy']:.1%} of validation pictures right"
+        f"{best['valid_accuracy']:.1%} of validation pictures right",
     )
-    return figure
 
 
 # --- Evaluation ---------------------------------------------------------------------------------
@@ -239,25 +239,11 @@ def training_curves(history: pd.DataFrame) -> Figure:
 
 @_figure
 def confusion_matrix(matrix: ArrayLike, class_names: Sequence[str]) -> Figure:
-    """Test pictures by true class (rows) and predicted class (columns), shaded by share of row."""
-    matrix = np.asarray(matrix)
-    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    side = min(WIDTH, 2.5 + 0.5 * len(matrix))
-    figure, axes = plt.subplots(figsize=(side, side * 0.9), layout="constrained")
-    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    places = np.arange(len(matrix))
-    axes.set_xticks(places, class_names, rotation=45, ha="right", rotation_mode="anchor")
-    axes.set_yticks(places, class_names)
-    axes.set_xlabel("predicted class")
-    axes.set_ylabel("true class")
-    axes.grid(visible=False)
-    for (row, column), count in np.ndenumerate(matrix):
-        colour = "white" if shares[row, column] > 0.5 else "black"
-        axes.text(column, row, f"{count:g}", ha="center", va="center", color=colour, fontsize=7)
-    bar = figure.colorbar(image, ax=axes, shrink=0.8, format=PercentFormatter(1))
-    bar.set_label("share of the true class")
-    axes.set_title(fill(_confusion_title(matrix, class_names), 60))
-    return figure
+    """The evaluation's confusion matrix, counts (classes, classes), under what it tells."""
+    figure = figures.confusion_matrix(matrix, class_names)
+    figure.set_size_inches(WIDTH, WIDTH * 0.9)
+    figure.axes[0].set_title("")
+    return _headline(figure, _confusion_title(np.asarray(matrix), class_names))
 
 
 def _confusion_title(matrix, class_names):
@@ -275,25 +261,18 @@ def _confusion_title(matrix, class_names):
 
 @_figure
 def per_class(table: pd.DataFrame) -> Figure:
-    """Precision, recall and F1 of every class, the weakest F1 at the top.
+    """The evaluation's precision and recall of every class, the weakest F1 on top.
 
-    table: one row a class (index); columns precision, recall and f1, fractions.
+    table: one row a class (index); columns precision, recall, f1 (fractions) and support.
     """
-    table = table[["precision", "recall", "f1"]].sort_values("f1", ascending=False)
-    figure, axes = plt.subplots(figsize=(WIDTH, _height(len(table))), layout="constrained")
-    names = table.index.astype(str)
-    axes.hlines(names, table.min(axis=1), table.max(axis=1), color="lightgrey", zorder=1)
-    for measure, marker in (("precision", ">"), ("recall", "<"), ("f1", "o")):
-        axes.plot(table[measure], names, marker, label="F1" if measure == "f1" else measure)
-    axes.xaxis.set_major_formatter(PercentFormatter(1))
-    axes.set_xlabel("share of pictures")
-    axes.set_ylabel("class")
-    weakest, best = table.iloc[-1], table.iloc[0]
-    axes.set_title(
-        f"F1 runs from {weakest['f1']:.1%} (“{weakest.name}”) to {best['f1']:.1%} (“{best.name}”)"
+    figure = figures.per_class(table.to_dict("index"))
+    figure.axes[0].set(title="", ylabel="class (pictures)")
+    weakest = table.loc[table["f1"].idxmin()]
+    return _headline(
+        figure,
+        f"“{weakest.name}” is the weakest class: precision {weakest['precision']:.1%}, "
+        f"recall {weakest['recall']:.1%}",
     )
-    figure.legend(loc="outside lower center", ncols=3)
-    return figure
 
 
 # --- The endpoint -------------------------------------------------------------------------------
@@ -311,19 +290,17 @@ def prediction(picture: Picture, answer: dict, truth: str | None = None) -> Figu
         1,
         2,
         figsize=(WIDTH, max(2.6, _height(len(scores)) * 0.8)),
-        layout="constrained",
         width_ratios=(1, 1.6),
     )
     left.imshow(_open(picture), cmap="gray", vmin=0, vmax=255)
     left.set_axis_off()
-    left.set_title("question" if truth is None else f"truth: {truth}")
+    _caption(left, "question" if truth is None else f"truth: {truth}")
     right.barh(scores.index, scores, color=_verdict(answer, truth)[1])
     right.set_xlim(0, 1)
     right.xaxis.set_major_formatter(PercentFormatter(1))
     right.set_xlabel("score")
     right.set_ylabel("class")
-    right.set_title(f"answer: {_answer_text(answer)}{_verdict(answer, truth)[0]}")
-    return figure
+    return _headline(figure, f"Answer: {_answer_text(answer)}{_verdict(answer, truth)[0]}")
 
 
 @_figure
@@ -331,9 +308,7 @@ def predictions(items: Sequence[tuple[Picture, dict, str | None]]) -> Figure:
     """Pictures with the answers given to them, from a list of (picture, answer, truth or None)."""
     columns = min(5, max(1, len(items)))
     rows = max(1, -(-len(items) // columns))
-    figure, grid = plt.subplots(
-        rows, columns, figsize=(WIDTH, 2.2 * rows + 0.4), layout="constrained", squeeze=False
-    )
+    figure, grid = plt.subplots(rows, columns, figsize=(WIDTH, 2.2 * rows + 0.4), squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
     for axes, (picture, answer, truth) in zip(grid.flat, items, strict=False):
@@ -342,9 +317,8 @@ def predictions(items: Sequence[tuple[Picture, dict, str | None]]) -> Figure:
         caption = f"{_answer_text(answer)}{sign}"
         if sign.endswith("wrong") or answer["label"] is None:
             caption += f"\ntruth: {truth}" if truth is not None else ""
-        axes.set_title(caption, color=colour, fontsize="small")
-    figure.suptitle(_predictions_title(items))
-    return figure
+        _caption(axes, caption, color=colour)
+    return _headline(figure, _predictions_title(items))
 
 
 def _predictions_title(items):
@@ -372,21 +346,26 @@ def latency(milliseconds: Sequence[float]) -> Figure:
     """Histogram of the requests' durations, with the median and the 95th percentile marked."""
     milliseconds = np.asarray(milliseconds, dtype=float)
     median, p95 = np.percentile(milliseconds, [50, 95])
-    figure, axes = plt.subplots(figsize=(WIDTH, 3), layout="constrained")
+    figure, axes = plt.subplots(figsize=(WIDTH, 3))
     axes.hist(milliseconds, bins=min(40, max(5, len(milliseconds) // 5)), alpha=0.7)
-    axes.axvline(median, color="C1", label=f"median: {median:.1f} ms")
-    axes.axvline(p95, color="C3", linestyle="--", label=f"95th percentile: {p95:.1f} ms")
+    axes.axvline(median, color=_colour(1), label=f"median: {median:.1f} ms")
+    axes.axvline(p95, color=_colour(3), linestyle="--", label=f"95th percentile: {p95:.1f} ms")
     axes.set_xlabel("duration of a request (ms)")
     axes.set_ylabel("requests")
     axes.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axes.set_title(
-        f"Half of {len(milliseconds):,} requests took under {median:.1f} ms, 95% under {p95:.1f} ms"
-    )
     axes.legend()
-    return figure
+    return _headline(
+        figure,
+        f"{len(milliseconds):,} requests: half took under {median:.1f} ms, 95% under {p95:.1f} ms",
+    )
 
 
 # --- Pieces -------------------------------------------------------------------------------------
+
+
+def _colour(i):
+    # As a value: the name "C1" would be looked up when the figure is shown, outside the style.
+    return to_hex(f"C{i}")
 
 
 def _height(rows):
@@ -420,14 +399,16 @@ def _row(pictures, side, length):
     return row
 
 
-def _bare(axes):
-    axes.grid(visible=False)
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
+def _headline(figure, text):
+    """The figure, under a title in the style of the axes' titles."""
+    style = {key: plt.rcParams[f"axes.title{key}"] for key in ("size", "weight")}
+    figure.suptitle(fill(text, 88, break_on_hyphens=False), x=0.01, ha="left", **style)
+    return figure
+
+
+def _caption(axes, text, **style):
+    axes.set_title(text, loc="center", fontsize="small", fontweight="normal", **style)
 
 
 def _sentence(text):
-    figure, axes = plt.subplots(figsize=(WIDTH, 0.8), layout="constrained")
-    axes.set_axis_off()
-    axes.set_title(text, y=0.3)
-    return figure
+    return _headline(plt.figure(figsize=(WIDTH, 0.6)), text)

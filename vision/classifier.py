@@ -51,8 +51,9 @@ class Classifier:
         return torch.cat(batches)
 
     def probabilities(self, images: torch.Tensor, batch_size: int = 256) -> torch.Tensor:
-        """Return calibrated probabilities (N, classes) for uint8 pictures (N, C, H, W)."""
-        return torch.softmax(self.logits(images, batch_size) / self.temperature, dim=1)
+        """Return calibrated probabilities, float64 (N, classes), for uint8 pictures (N, C, H, W)."""
+        logits = self.logits(images, batch_size).double()
+        return torch.softmax(logits / self.temperature, dim=1)
 
     def decode(self, data: bytes, max_bytes: int | None = None) -> torch.Tensor:
         """Return the uint8 tensor (C, H, W) of a picture's bytes; raises PictureError."""
@@ -99,6 +100,7 @@ class Classifier:
             (partial / "code").mkdir()
             for source, name in code:
                 _copy(Path(source), partial / "code" / name)
+            (folder / DESCRIPTION).unlink(missing_ok=True)
             shutil.rmtree(folder / "code", ignore_errors=True)
             for name in ("code", WEIGHTS, DESCRIPTION):
                 (partial / name).replace(folder / name)
@@ -143,10 +145,19 @@ def load_classifier(folder: str | Path, device: str | torch.device = "cpu") -> C
         temperature, threshold = described["temperature"], described["threshold"]
     except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise ExpectedError(f"the model in {folder} is damaged ({reason}): train it again") from error
+        raise ExpectedError(
+            f"the model in {folder} is damaged ({reason}): train it again"
+        ) from error
     known = {
-        "schema_version", "architecture", "class_names", "image_size", "channels", "mean", "std",
-        "temperature", "threshold",
+        "schema_version",
+        "architecture",
+        "class_names",
+        "image_size",
+        "channels",
+        "mean",
+        "std",
+        "temperature",
+        "threshold",
     }
     facts = {key: value for key, value in described.items() if key not in known}
     return Classifier(

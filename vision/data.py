@@ -1,6 +1,7 @@
 """Reads a labelled split into memory, from class folders or from tar files, with equal results."""
 
 import hashlib
+import itertools
 import os
 import statistics
 import tarfile
@@ -108,7 +109,7 @@ def list_split(folder: str | Path) -> list[Entry]:
                 f"class {name!r} in {folder} has no pictures: add some or remove the class"
             )
     entries.sort(key=lambda entry: (entry.class_name, entry.file))
-    for first, second in zip(entries, entries[1:], strict=False):
+    for first, second in itertools.pairwise(entries):
         if first.name == second.name:
             raise ExpectedError(f"{first.name} is twice in {folder}: remove one of the two")
     return entries
@@ -247,6 +248,12 @@ def _check_memory(shape: tuple[int, int, int, int]) -> None:
             f"this machine has {memory / 1e9:.1f} GB: use a smaller --image-size, fewer pictures "
             "or a larger machine"
         )
+
+
+def check_all_seen(seen: int, split: Split) -> None:
+    """Raise where a mean would be over other samples than the split's own."""
+    if seen != len(split):
+        raise RuntimeError(f"saw {seen} pictures, the split has {len(split)}")
 
 
 def channel_statistics(images: torch.Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -5,12 +5,12 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision import models
 
-# torchvision's names of the layers that depend on the number of channels and of classes.
+# The first convolution, which depends on the number of channels, by torchvision's name.
 TORCHVISION_MODELS = {
-    "resnet18": ("conv1", "fc"),
-    "resnet34": ("conv1", "fc"),
-    "resnet50": ("conv1", "fc"),
-    "vgg16": ("features.0", "classifier.6"),
+    "resnet18": "conv1",
+    "resnet34": "conv1",
+    "resnet50": "conv1",
+    "vgg16": "features.0",
 }
 MODEL_NAMES = ("small_resnet", *TORCHVISION_MODELS)
 
@@ -19,7 +19,7 @@ def build_model(name: str, channels: int, num_classes: int) -> nn.Module:
     """Build an untrained model: float pictures (N, channels, H, W) to logits (N, num_classes)."""
     if name == "small_resnet":
         return SmallResNet(channels, num_classes)
-    first_name, last_name = TORCHVISION_MODELS[name]
+    first_name = TORCHVISION_MODELS[name]
     model = models.get_model(name, weights=None, num_classes=num_classes)
     first = model.get_submodule(first_name)
     if channels != first.in_channels:

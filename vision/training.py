@@ -15,7 +15,15 @@ from torch.nn import functional as F
 
 from vision.classifier import Classifier
 from vision.cli import ArgumentParser, ranged
-from vision.data import Split, channel_statistics, list_split, load_split, natural_shape, spread
+from vision.data import (
+    Split,
+    channel_statistics,
+    check_all_seen,
+    list_split,
+    load_split,
+    natural_shape,
+    spread,
+)
 from vision.errors import ExpectedError
 from vision.models import MODEL_NAMES, build_model
 from vision.preprocessing import Preprocessing
@@ -277,18 +285,22 @@ def train_one_epoch(
                 f"  step {step} of {len(order)}, {speed:.0f} pictures/s, loss {mean_loss:.4f}",
                 flush=True,
             )
-    assert seen == len(train), f"saw {seen} of {len(train)} training pictures"
+    check_all_seen(seen, train)
     if not math.isfinite(total_loss.item()):
         raise ExpectedError(
             f"the training loss is no longer a finite number: lower --lr (it is {recipe.args.lr})"
         )
-    return {"train_loss": total_loss.item() / seen, "train_accuracy": correct.item() / seen, "lr": lr}
+    return {
+        "train_loss": total_loss.item() / seen,
+        "train_accuracy": correct.item() / seen,
+        "lr": lr,
+    }
 
 
 def evaluate(classifier: Classifier, split: Split) -> dict[str, float]:
     """Return loss (cross-entropy, temperature 1) and accuracy, means over the split's samples."""
     logits = classifier.logits(split.images)
-    assert len(logits) == len(split), f"saw {len(logits)} of {len(split)} validation pictures"
+    check_all_seen(len(logits), split)
     return {
         "valid_loss": F.cross_entropy(logits, split.labels).item(),
         "valid_accuracy": (logits.argmax(1) == split.labels).float().mean().item(),

@@ -1,0 +1,40 @@
+# `make help` lists the targets. Settings: PYTHON=... picks the Python that .venv is made with,
+# DATA_DIR=... a folder with copies of the data sets.
+
+# The first Python that is new enough and really runs; else python3, so that the set-up can say why.
+PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10; do \
+	$$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null \
+	&& { command -v $$p; exit; }; done; command -v python3)
+PY := .venv/bin/python
+NOTEBOOK := train_and_deploy.ipynb
+
+.DEFAULT_GOAL := help
+.PHONY: help run test notebook lab stop clean venv
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+run: venv  ## run the whole course on this machine; leaves build/train_and_deploy.{ipynb,html}
+	@$(PY) -m studio.execute $(NOTEBOOK) --output build/$(NOTEBOOK) --html
+
+test: venv  ## lint and test everything
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(PY) -m pytest
+
+notebook: venv  ## execute the committed notebook again, in place
+	@$(PY) -m studio.execute $(NOTEBOOK) --output $(NOTEBOOK)
+
+lab: venv  ## open the notebook in JupyterLab
+	@$(PY) -m jupyterlab $(NOTEBOOK)
+
+stop:  ## stop the local cloud: every job and endpoint ends, its files go
+	@$(PY) -m local_cloud stop
+
+clean:  ## stop the local cloud and remove what was built, except .venv
+	@test ! -x $(PY) || $(PY) -m local_cloud stop
+	@rm -rf build
+
+venv:
+	@test -n "$(PYTHON)" || { echo "setup: no python3 on the PATH; install Python 3.10 to 3.12."; exit 1; }
+	@$(PYTHON) tools/make_venv.py

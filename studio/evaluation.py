@@ -1,0 +1,106 @@
+"""What the notebook's evaluation and endpoint cells use: channels, the report, comparisons."""
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from studio.jobs import download
+
+FOLDER = "/opt/ml/processing"
+
+
+def channel(name, uri):
+    """An input of a processing job: the objects at `uri` appear in `/opt/ml/processing/<name>`."""
+    # The SDK can only be imported once a region is set, which `connect` does.
+    from sagemaker.core.shapes import ProcessingInput, ProcessingS3Input
+
+    source = ProcessingS3Input(
+        s3_uri=uri, local_path=f"{FOLDER}/{name}", s3_data_type="S3Prefix", s3_input_mode="File"
+    )
+    return ProcessingInput(input_name=name, s3_input=source)
+
+
+def report(name, uri):
+    """An output of a processing job: `/opt/ml/processing/<name>` goes to `uri` at its end."""
+    from sagemaker.core.shapes import ProcessingOutput, ProcessingS3Output
+
+    target = ProcessingS3Output(
+        s3_uri=uri, local_path=f"{FOLDER}/{name}", s3_upload_mode="EndOfJob"
+    )
+    return ProcessingOutput(output_name=name, s3_output=target)
+
+
+def job_name(processor):
+    """The name of the job that a processor started last."""
+    return processor.latest_job.get_name()
+
+
+class Evaluation(dict):
+    """The content of `evaluation.json`, and the files that came with it.
+
+    Args:
+        folder: where the processing job's output was downloaded to.
+    """
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+        super().__init__(json.loads((self.folder / "evaluation.json").read_text()))
+
+    def picture(self, name):
+        """Path of one of the pictures of the report."""
+        return str(self.folder / f"{name}.png")
+
+    def classes(self):
+        """Precision, recall, F1 and support of every class, as a DataFrame."""
+        return pd.DataFrame(self["classes"]).T.rename_axis("class").astype({"support": int})
+
+    def hardest(self):
+        """The two classes that are confused most, in words."""
+        matrix = np.array(self["confusion_matrix"]["counts"])
+        both = np.triu(matrix + matrix.T, 1)
+        if not both.any():
+            return "Not one test picture was mistaken."
+        first, second = np.unravel_index(both.argmax(), both.shape)
+        names = self["confusion_matrix"]["class_names"]
+        wrong = matrix.sum() - np.trace(matrix)
+        return (
+            f"**{names[first]}** and **{names[second]}** are confused most: they account for "
+            f"{both[first, second]} of the {wrong:,} mistakes ({both[first, second] / wrong:.0%})."
+        )
+
+    def confidences(self):
+        """The predicted label and its confidence by file name."""
+        return pd.read_csv(self.folder / "predictions.csv").set_index("file")
+
+
+def load_report(cloud, uri, folder="build/evaluation"):
+    """Download what the evaluation wrote to S3."""
+    return Evaluation(download(cloud, uri, folder))
+
+
+def largest_gap(evaluation, answers):
+    """The largest difference in confidence between the endpoint and the evaluation.
+
+    Args:
+        answers: (path, answer, true class) of pictures that the evaluation has seen, too.
+    """
+    known = evaluation.confidences()["confidence"]
+    return max(abs(known[f"{name}/{path.name}"] - a["confidence"]) for path, a, name in answers)
+
+
+def time_requests(ask, pictures, count):
+    """Durations in milliseconds of `count` requests, one after the other.
+
+    Args:
+        ask: function that sends the bytes of one picture.
+        pictures: the bytes to send, in turn.
+    """
+    durations = []
+    for i in range(count):
+        start = time.perf_counter()
+        ask(pictures[i % len(pictures)])
+        durations.append((time.perf_counter() - start) * 1000)
+    return durations

@@ -1,0 +1,240 @@
+"""Follows jobs and endpoints while they run, through the same API calls on AWS and locally."""
+
+import io
+import json
+import re
+import shutil
+import tarfile
+import tempfile
+import time
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pandas as pd
+
+from studio.cloud import ROOT
+
+FINAL = ("Completed", "Failed", "Stopped")
+POLL_LOCAL, POLL_AWS = 0.5, 10  # Seconds between looks.
+# What the scripts of this project print for people; the drivers around them print much more.
+OUR_LINES = re.compile(r"^(\s*epoch[ =]|best_|stopped|saved|test |error|train:|valid:|device)")
+# What a job needs of this project, and nothing else.
+SOURCE = ("train_model.py", "hpo.py", "evaluate.py", "inference.py", "vision")
+JOB_KINDS = {
+    "TrainingJob": ("describe_training_job", "/aws/sagemaker/TrainingJobs"),
+    "ProcessingJob": ("describe_processing_job", "/aws/sagemaker/ProcessingJobs"),
+}
+
+
+class JobFailed(Exception):
+    """A job or endpoint ended badly; the message is the service's own reason."""
+
+
+def stage_source(folder="build/source"):
+    """Copy the entry points and `vision/` into one clean folder; return its path as a string."""
+    folder = Path(folder)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for name in SOURCE:
+        if (ROOT / name).is_dir():
+            ignored = shutil.ignore_patterns("__pycache__", ".*")
+            shutil.copytree(ROOT / name, folder / name, ignore=ignored)
+        else:
+            shutil.copy(ROOT / name, folder / name)
+    for path in ROOT.glob("requirements-*.txt"):
+        shutil.copy(path, folder / path.name)
+    return str(folder)
+
+
+def follow(cloud, name, kind="TrainingJob", show=OUR_LINES):
+    """Print the log lines of a job as they arrive, until it ends; return its description.
+
+    Args:
+        show: regular expression of the lines worth showing.
+
+    Raises:
+        JobFailed: the job failed; the message is its FailureReason.
+    """
+    operation, log_group = JOB_KINDS[kind]
+    describe = getattr(cloud.client("sagemaker"), operation)
+    log = LogReader(cloud.client("logs"), log_group, name)
+    started, last = time.monotonic(), None
+    while True:
+        job = describe(**{f"{kind}Name": name})
+        status = job[f"{kind}Status"]
+        phase = job.get("SecondaryStatus", status)
+        if phase != last:
+            print(f"[{time.monotonic() - started:4.0f} s] {phase}")
+            last = phase
+        for line in log.new_lines():
+            if show.search(line):
+                print(f"[{time.monotonic() - started:4.0f} s]   {line}")
+        if status in FINAL:
+            break
+        time.sleep(poll(cloud))
+    if status == "Failed":
+        raise JobFailed(f"{name}: {job.get('FailureReason', 'no reason given')}")
+    return job
+
+
+def poll(cloud):
+    return POLL_LOCAL if cloud.is_local else POLL_AWS
+
+
+class LogReader:
+    """Reads the new lines of a job's log streams in CloudWatch Logs."""
+
+    def __init__(self, client, group, prefix):
+        self.client, self.group, self.prefix = client, group, prefix
+        self.tokens = {}
+
+    def new_lines(self):
+        """The lines that arrived since the last call, stream by stream."""
+        try:
+            answer = self.client.describe_log_streams(
+                logGroupName=self.group, logStreamNamePrefix=f"{self.prefix}/"
+            )
+        except self.client.exceptions.ResourceNotFoundException:
+            return []
+        names = [stream["logStreamName"] for stream in answer["logStreams"]]
+        return [line for name in names for line in self.read(name)]
+
+    def read(self, stream):
+        lines = []
+        while True:
+            token = {"nextToken": self.tokens[stream]} if stream in self.tokens else {}
+            answer = self.client.get_log_events(
+                logGroupName=self.group, logStreamName=stream, startFromHead=True, **token
+            )
+            lines += [event["message"] for event in answer["events"]]
+            if answer["nextForwardToken"] == self.tokens.get(stream):
+                return lines
+            self.tokens[stream] = answer["nextForwardToken"]
+
+
+def follow_tuning(cloud, name):
+    """Print a line for every trial that ends, until the search ends; return the table of trials.
+
+    Raises:
+        JobFailed: the search failed.
+    """
+    client = cloud.client("sagemaker")
+    started, told = time.monotonic(), set()
+    while True:
+        job = client.describe_hyper_parameter_tuning_job(HyperParameterTuningJobName=name)
+        table = trials(cloud, name)
+        for row in table[table["status"].isin(FINAL)].to_dict("records"):
+            if row["name"] not in told:
+                told.add(row["name"])
+                print(f"[{time.monotonic() - started:4.0f} s] {trial_line(row)}")
+        if job["HyperParameterTuningJobStatus"] in FINAL:
+            break
+        time.sleep(poll(cloud))
+    if job["HyperParameterTuningJobStatus"] == "Failed":
+        raise JobFailed(f"{name}: {job.get('FailureReason', 'no reason given')}")
+    return table
+
+
+def trial_line(row):
+    """One trial in words: its status, objective and hyperparameters."""
+    known = ("name", "number", "status", "objective", "seconds")
+    tuned = {k: v for k, v in row.items() if k not in known}
+    words = [f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in tuned.items()]
+    result = f"{row['status'].lower()}, {row['objective']:.4f}"
+    return f"trial {row['number']}: {result} ({', '.join(words)})"
+
+
+def trials(cloud, name):
+    """The trials of a tuning job in order: number, name, status, objective, seconds, parameters."""
+    client = cloud.client("sagemaker")
+    pages = client.get_paginator("list_training_jobs_for_hyper_parameter_tuning_job").paginate(
+        HyperParameterTuningJobName=name, SortBy="CreationTime", SortOrder="Ascending"
+    )
+    rows = []
+    for summary in (summary for page in pages for summary in page["TrainingJobSummaries"]):
+        metric = summary.get("FinalHyperParameterTuningJobObjectiveMetric", {})
+        start, end = summary.get("TrainingStartTime"), summary.get("TrainingEndTime")
+        rows.append(
+            {
+                "number": len(rows) + 1,
+                "name": summary["TrainingJobName"],
+                "status": summary["TrainingJobStatus"],
+                "objective": metric.get("Value", float("nan")),
+                "seconds": (end - start).total_seconds() if start and end else float("nan"),
+                **{
+                    k.replace("-", "_"): number(v)
+                    for k, v in summary["TunedHyperParameters"].items()
+                },
+            }
+        )
+    return pd.DataFrame(rows, columns=None if rows else ["number", "name", "status", "objective"])
+
+
+def number(text):
+    """The number that a hyperparameter's text stands for, else the text without quotes."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def wait_for_endpoint(cloud, name):
+    """Wait until an endpoint is in service; return the seconds it took.
+
+    Raises:
+        JobFailed: it did not come into service.
+    """
+    client = cloud.client("sagemaker")
+    started = time.monotonic()
+    while True:
+        endpoint = client.describe_endpoint(EndpointName=name)
+        if endpoint["EndpointStatus"] == "InService":
+            return time.monotonic() - started
+        if endpoint["EndpointStatus"] == "Failed":
+            raise JobFailed(f"{name}: {endpoint.get('FailureReason', 'no reason given')}")
+        time.sleep(poll(cloud))
+
+
+def download(cloud, uri, folder):
+    """Copy everything below an S3 address into a folder; return the folder as a Path."""
+    bucket, prefix = split_uri(uri)
+    s3 = cloud.client("s3")
+    folder = Path(folder)
+    for page in s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
+        for entry in page.get("Contents", []):
+            target = folder / entry["Key"][len(prefix) :].lstrip("/")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            s3.download_file(bucket, entry["Key"], str(target))
+    return folder
+
+
+def read_from_archive(cloud, uri, member):
+    """The bytes of one file inside a `.tar.gz` in S3; nothing is unpacked to disk."""
+    bucket, key = split_uri(uri)
+    with tempfile.TemporaryFile() as file:
+        cloud.client("s3").download_fileobj(bucket, key, file)
+        file.seek(0)
+        with tarfile.open(fileobj=file) as archive:
+            return archive.extractfile(member).read()
+
+
+def list_archive(cloud, uri):
+    """Names and sizes in bytes of the files inside a `.tar.gz` in S3."""
+    bucket, key = split_uri(uri)
+    with tempfile.TemporaryFile() as file:
+        cloud.client("s3").download_fileobj(bucket, key, file)
+        file.seek(0)
+        with tarfile.open(fileobj=file) as archive:
+            return [(member.name, member.size) for member in archive if member.isfile()]
+
+
+def history(cloud, job):
+    """The table of epochs that a training job wrote."""
+    output = job["OutputDataConfig"]["S3OutputPath"].rstrip("/")
+    uri = f"{output}/{job['TrainingJobName']}/output/output.tar.gz"
+    return pd.read_csv(io.BytesIO(read_from_archive(cloud, uri, "history.csv")))
+
+
+def split_uri(uri):
+    parts = urlsplit(uri)
+    return parts.netloc, parts.path.lstrip("/")

@@ -1,0 +1,72 @@
+"""Fixtures for all tests: the data at hand, a small data set of our own, a model trained on it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+# One thread: the tests share the machine, and small tensors gain nothing from more.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session")
+def data_dir():
+    """The folder of the real data sets; a test that needs it is skipped where it is absent."""
+    folder = Path(os.environ.get("DATA_DIR", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"needs the real data: DATA_DIR or {folder}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def run_script(tmp_path_factory):
+    """Run an entry point in an empty folder, as its own process; returns CompletedProcess."""
+
+    def run(script, *args, **env):
+        return subprocess.run(
+            [sys.executable, ROOT / script, *map(str, args)],
+            cwd=tmp_path_factory.mktemp("cwd"),
+            env={**os.environ, **{key: str(value) for key, value in env.items()}},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def stripes(tmp_path_factory):
+    """A folder with train, valid and test of three classes that a small model tells apart."""
+    from samples import write_stripes
+
+    folder = tmp_path_factory.mktemp("stripes")
+    for seed, (split, count) in enumerate({"train": 24, "valid": 8, "test": 8}.items()):
+        write_stripes(folder / split, count, seed)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def training_job(run_script, stripes, tmp_path_factory):
+    """A finished train_model.py, started the way a SageMaker job is: (process, model, output)."""
+    folder = tmp_path_factory.mktemp("job")
+    model, output = folder / "model", folder / "output"
+    process = run_script(
+        "train_model.py",
+        *("--epochs", 4, "--batch-size", 16, "--lr", 0.05),
+        SM_CHANNEL_TRAIN=stripes / "train",
+        SM_CHANNEL_VALID=stripes / "valid",
+        SM_MODEL_DIR=model,
+        SM_OUTPUT_DATA_DIR=output,
+    )
+    assert process.returncode == 0, process.stderr
+    return process, model, output
+
+
+@pytest.fixture(scope="session")
+def model_dir(training_job):
+    return training_job[1]

@@ -1,0 +1,631 @@
+"""Preparing and packing pictures: the real sets, small made-up ones, and what can be wrong."""
+
+import errno
+import gzip
+import hashlib
+import os
+import re
+import shutil
+import tarfile
+import threading
+import time
+import urllib.request
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from studio import datasets, explore
+from studio.datasets import SPLITS, DataError, pack, prepare, samples
+
+ROOT = Path(__file__).parents[2]
+REAL = Path(os.environ.get("DATA_DIR") or ROOT.parent / "shared" / "data")
+RAW = REAL / "FashionMNIST" / "raw"
+needs_fashion = pytest.mark.skipif(not RAW.is_dir(), reason="no Fashion-MNIST in DATA_DIR")
+needs_listings = pytest.mark.skipif(
+    not (REAL / "listings").is_dir(), reason="no listings in DATA_DIR"
+)
+
+# Fashion-MNIST's own order of labels, written out again to catch a slip in the code's list.
+LABELS = [
+    *("t-shirt-top", "trouser", "pullover", "dress", "coat"),
+    *("sandal", "shirt", "sneaker", "bag", "ankle-boot"),
+]
+FILES = {
+    "train-images-idx3-ubyte": 300,
+    "train-labels-idx1-ubyte": 300,
+    "t10k-images-idx3-ubyte": 100,
+    "t10k-labels-idx1-ubyte": 100,
+}
+
+
+@pytest.fixture(autouse=True)
+def _no_data_dir(monkeypatch):
+    monkeypatch.delenv("DATA_DIR", raising=False)
+
+
+@pytest.fixture(scope="module")
+def fashion(tmp_path_factory):
+    """All of Fashion-MNIST, prepared once."""
+    root = tmp_path_factory.mktemp("fashion")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DATA_DIR", str(REAL))
+        dataset = prepare(root=root)
+    yield dataset
+    # 70,000 files are more than pytest should keep for later.
+    shutil.rmtree(root)
+
+
+def original(name):
+    return gzip.decompress((RAW / f"{name}.gz").read_bytes())
+
+
+def idx(array):
+    header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
+    return header + array.tobytes()
+
+
+def small_fashion(folder, compress=True):
+    """Four small IDX files with every label equally often; the content of each by its name."""
+    rng = np.random.default_rng(1)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, size in FILES.items():
+        if "labels" in name:
+            array = (np.arange(size) % 10).astype(np.uint8)
+        else:
+            array = rng.integers(0, 256, (size, 28, 28), dtype=np.uint8)
+        write_idx(folder, name, idx(array), compress)
+    return folder
+
+
+def write_idx(folder, name, content, compress=True):
+    path = folder / (f"{name}.gz" if compress else name)
+    path.write_bytes(gzip.compress(content) if compress else content)
+    return path
+
+
+def class_folders(folder, counts, suffix=".png", seed=0):
+    rng = np.random.default_rng(seed)
+    for name, count in counts.items():
+        (folder / name).mkdir(parents=True)
+        for i in range(count):
+            pixels = rng.integers(0, 256, (9, 12, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{i:03d}{suffix}")
+    return folder
+
+
+def content(dataset):
+    """Bytes of every picture, by split, class and file name."""
+    return {
+        (split, name, path.name): path.read_bytes()
+        for split in SPLITS
+        for path, name in dataset.files(split)
+    }
+
+
+def tree(folder):
+    return {p.relative_to(folder).as_posix(): p.stat().st_mtime_ns for p in folder.rglob("*")}
+
+
+# --- The whole of Fashion-MNIST -----------------------------------------------------------------
+
+
+@needs_fashion
+def test_fashion_mnist_is_complete_and_stratified(fashion):
+    counts = fashion.counts()
+    assert counts.sum().to_dict() == {"train": 54_000, "valid": 6_000, "test": 10_000}
+    assert (counts == [5_400, 600, 1_000]).all(axis=None)
+    assert fashion.class_names == tuple(sorted(LABELS))
+    assert not fashion.is_fallback
+    totals = fashion.counts(totals=True)
+    assert totals.loc["total", "total"] == 70_000
+
+
+@needs_fashion
+def test_every_original_picture_is_in_one_split_under_its_own_label(fashion):
+    for prefix, splits in (("train", ("train", "valid")), ("t10k", ("test",))):
+        labels = original(f"{prefix}-labels-idx1-ubyte")[8:]
+        found = [
+            (int(re.fullmatch(r"(?:train|test)-(\d{5})\.png", path.name)[1]), name)
+            for split in splits
+            for path, name in fashion.files(split)
+        ]
+        assert sorted(found) == [(i, LABELS[label]) for i, label in enumerate(labels)]
+
+
+@needs_fashion
+def test_the_pixels_are_those_of_the_original(fashion):
+    for prefix, splits in (("train", ("train", "valid")), ("t10k", ("test",))):
+        raw = original(f"{prefix}-images-idx3-ubyte")
+        for split in splits:
+            for path, _ in fashion.files(split)[::97]:
+                place = 16 + 784 * int(path.stem.split("-")[1])
+                with Image.open(path) as picture:
+                    assert (picture.mode, picture.size) == ("L", (28, 28))
+                    assert picture.tobytes() == raw[place : place + 784], path.name
+
+
+@needs_fashion
+def test_the_pixels_have_the_published_mean_and_deviation(fashion):
+    pictures = explore.survey(fashion).pictures
+    table = explore.statistics(pictures[pictures["split"] != "test"])
+    # 0.2860 and 0.3530 are what everybody normalises the 60,000 training pictures with.
+    assert round(table.loc["all", "mean"] / 255, 4) == 0.2860
+    assert round(table.loc["all", "std"] / 255, 4) == 0.3530
+    assert explore.duplicates(pictures).empty
+
+
+@needs_fashion
+def test_a_second_call_does_nothing(fashion, monkeypatch, capsys):
+    monkeypatch.setenv("DATA_DIR", str(REAL))
+    before = (fashion.folder / "dataset.json").stat().st_mtime_ns
+    again = prepare(root=fashion.folder.parent)
+    assert again == fashion
+    assert (fashion.folder / "dataset.json").stat().st_mtime_ns == before
+    assert capsys.readouterr() == ("", "")
+
+
+# --- Small IDX files ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", ["FashionMNIST/raw", "FashionMNIST", "."])
+@pytest.mark.parametrize("compress", [True, False])
+def test_idx_files_are_found_in_every_place(place, compress, tmp_path, monkeypatch):
+    small_fashion(tmp_path / "data" / place, compress)
+    monkeypatch.setenv("DATA_DIR", str(tmp_path / "data"))
+    dataset = prepare(root=tmp_path / "root")
+    assert dataset.counts().sum().to_dict() == {"train": 270, "valid": 30, "test": 100}
+    assert (dataset.counts() == [27, 3, 10]).all(axis=None)
+
+
+def test_plain_and_compressed_files_give_the_same_pictures(tmp_path, monkeypatch):
+    prepared = []
+    for compress in (True, False):
+        monkeypatch.setenv("DATA_DIR", str(small_fashion(tmp_path / f"data-{compress}", compress)))
+        prepared.append(content(prepare(root=tmp_path / f"root-{compress}")))
+    assert prepared[0] == prepared[1]
+
+
+def test_a_damaged_plain_copy_beside_the_compressed_file_does_no_harm(tmp_path, monkeypatch):
+    data = small_fashion(tmp_path / "data")
+    write_idx(data, "t10k-images-idx3-ubyte", b"half an extract", compress=False)
+    monkeypatch.setenv("DATA_DIR", str(data))
+    assert len(prepare(root=tmp_path / "root").files("test")) == 100
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def flip(path):
+    damaged = bytearray(path.read_bytes())
+    damaged[len(damaged) // 2] ^= 0xFF
+    path.write_bytes(damaged)
+
+
+def rewrite(change):
+    def damage(path):
+        path.write_bytes(gzip.compress(change(gzip.decompress(path.read_bytes()))))
+
+    return damage
+
+
+DAMAGES = {
+    "cut short": cut,
+    "a flipped byte": flip,
+    "not gzip": lambda path: path.write_bytes(b"<html>Sign in to the network</html>"),
+    "empty": lambda path: path.write_bytes(b""),
+    "wrong magic": rewrite(lambda data: b"\0\0\x0d" + data[3:]),
+    "header only": rewrite(lambda data: data[:6]),
+    "a byte missing": rewrite(lambda data: data[:-1]),
+    "a byte too many": rewrite(lambda data: data + b"\0"),
+    "a huge promise": rewrite(lambda data: data[:4] + b"\xff\xff\xff\xff" + data[8:]),
+    "nothing in it": rewrite(lambda data: data[:4] + bytes(4 * data[3])),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
+@pytest.mark.parametrize("name", ["train-images-idx3-ubyte", "t10k-labels-idx1-ubyte"])
+def test_a_damaged_file_is_named(name, damage, tmp_path, monkeypatch):
+    data = small_fashion(tmp_path / "data")
+    if damage is cut and "labels" in name:
+        write_idx(data, name, idx(np.random.default_rng(0).integers(0, 9, 900, dtype=np.uint8)))
+    damage(data / f"{name}.gz")
+    expect_error(f"{name}.gz", data, tmp_path, monkeypatch)
+
+
+def expect_error(words, data, tmp_path, monkeypatch):
+    """A DataError that names the file and no folder, and nothing left behind."""
+    monkeypatch.setenv("DATA_DIR", str(data))
+    with pytest.raises(DataError, match=re.escape(words)) as caught:
+        prepare(root=tmp_path / "root")
+    assert str(tmp_path) not in str(caught.value)
+    assert "DATA_DIR" in str(caught.value)
+    assert not list(tmp_path.glob("root/*"))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_file_is_named(name, tmp_path, monkeypatch):
+    data = small_fashion(tmp_path / "data" / "FashionMNIST" / "raw")
+    (data / f"{name}.gz").unlink()
+    expect_error(name, tmp_path / "data", tmp_path, monkeypatch)
+
+
+def test_counts_that_differ_are_refused(tmp_path, monkeypatch):
+    data = small_fashion(tmp_path / "data")
+    write_idx(data, "train-labels-idx1-ubyte", idx(np.arange(299, dtype=np.uint8) % 10))
+    expect_error(
+        "holds 300 pictures but train-labels-idx1-ubyte.gz 299", data, tmp_path, monkeypatch
+    )
+
+
+def test_a_label_beyond_nine_is_refused(tmp_path, monkeypatch):
+    data = small_fashion(tmp_path / "data")
+    write_idx(data, "train-labels-idx1-ubyte", idx(np.arange(300, dtype=np.uint8) % 11))
+    expect_error("the label 10", data, tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_data_dir_without_fashion_mnist_is_an_error(exists, tmp_path, monkeypatch):
+    if exists:
+        class_folders(tmp_path / "data" / "dogs", {"beagle": 2})
+    expect_error("holds no Fashion-MNIST", tmp_path / "data", tmp_path, monkeypatch)
+
+
+def test_half_written_folders_are_made_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("DATA_DIR", str(small_fashion(tmp_path / "data")))
+    dataset = prepare(root=tmp_path / "root")
+    whole = content(dataset)
+    card = dataset.folder / "dataset.json"
+    victim = dataset.files("valid")[0][0]
+    harms = (
+        card.unlink,
+        lambda: card.write_text("{"),
+        lambda: card.write_text("[]"),
+        victim.unlink,
+        lambda: shutil.rmtree(victim.parent),
+    )
+    for harm in harms:
+        harm()
+        assert content(prepare(root=tmp_path / "root")) == whole
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected"),
+    [
+        (KeyboardInterrupt(), KeyboardInterrupt),
+        (OSError(errno.ENOSPC, "No space left on device"), DataError),
+        (OSError(errno.EIO, "Input/output error"), OSError),
+    ],
+)
+def test_an_interrupted_write_leaves_nothing(raised, expected, tmp_path, monkeypatch):
+    def interrupt(*args):
+        raise raised
+
+    monkeypatch.setenv("DATA_DIR", str(small_fashion(tmp_path / "data")))
+    with monkeypatch.context() as patch:
+        patch.setattr(datasets, "_write_card", interrupt)
+        with pytest.raises(expected):
+            prepare(root=tmp_path / "root")
+    assert not list((tmp_path / "root").iterdir())
+    assert len(prepare(root=tmp_path / "root").files("train")) == 270
+
+
+def test_seed_and_limit_have_folders_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("DATA_DIR", str(small_fashion(tmp_path / "data")))
+    full = prepare(root=tmp_path / "root")
+    other = prepare(root=tmp_path / "root", seed=7)
+    few = prepare(root=tmp_path / "root", limit=45)
+    assert len({full.folder, other.folder, few.folder}) == 3
+    assert set(content(full)) != set(content(other))
+    assert content(few).items() <= content(full).items()
+    assert few.counts().sum().to_dict() == {"train": 45, "valid": 30, "test": 45}
+    assert few.counts()["train"].between(4, 5).all()
+
+
+# --- No data at all -----------------------------------------------------------------------------
+
+
+def test_without_data_or_network_the_digits_stand_in(tmp_path, monkeypatch, capsys):
+    through_proxy("http://127.0.0.1:9", monkeypatch)  # Nobody listens there.
+    dataset = prepare(root=tmp_path)
+    assert dataset.is_fallback
+    assert dataset.counts().sum().to_dict() == {"train": 1257, "valid": 270, "test": 270}
+    assert dataset.class_names == tuple(sorted(datasets.DIGIT_CLASSES))
+    assert "**This run does not use Fashion-MNIST.**" in dataset.banner()
+    assert "1,797 pictures" in dataset.banner()
+    out, err = capsys.readouterr()
+    assert "not reached" in out
+    assert err == ""
+    assert prepare(root=tmp_path) == dataset
+
+
+def through_proxy(address, monkeypatch):
+    for name in list(os.environ):
+        if name.lower().endswith("_proxy"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("http_proxy", address)
+    # urllib keeps the proxies of its first request.
+    monkeypatch.setattr(urllib.request, "_opener", None)
+
+
+@contextmanager
+def network(answer, monkeypatch):
+    """Every http address is served by `answer(handler)` while this lasts."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            answer(self)
+
+        def log_message(self, *args):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    through_proxy(f"http://127.0.0.1:{server.server_port}", monkeypatch)
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def portal(handler):
+    handler.send_response(200)
+    handler.end_headers()
+    handler.wfile.write(b"<html>Sign in to the network</html>")
+
+
+def cut_off(handler):
+    handler.send_response(200)
+    handler.send_header("Content-Length", "1000000")
+    handler.end_headers()
+    handler.wfile.write(b"\x1f\x8b")
+
+
+def silence(handler):
+    time.sleep(3)
+
+
+@pytest.mark.parametrize("answer", [portal, cut_off, silence, lambda handler: None])
+def test_a_bad_network_leads_to_the_digits_quickly(answer, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(datasets, "DOWNLOAD_TIMEOUT", 0.5)
+    start = time.monotonic()
+    with network(answer, monkeypatch):
+        dataset = prepare(root=tmp_path, limit=20)
+    assert dataset.is_fallback
+    assert time.monotonic() - start < 30
+    out, err = capsys.readouterr()
+    assert "not reached" in out
+    assert err == ""
+
+
+@needs_fashion
+def test_fashion_mnist_is_downloaded_where_there_is_a_network(tmp_path, monkeypatch, capsys):
+    from torchvision.datasets import FashionMNIST
+
+    def mirror(handler):
+        body = (RAW / Path(handler.path).name).read_bytes()
+        handler.send_response(200)
+        handler.send_header("Content-Length", str(len(body)))
+        handler.end_headers()
+        handler.wfile.write(body)
+
+    # The copies in DATA_DIR may have been compressed anew, which changes their checksums.
+    sums = [
+        (name, hashlib.md5((RAW / name).read_bytes()).hexdigest())
+        for name, _ in FashionMNIST.resources
+    ]
+    monkeypatch.setattr(FashionMNIST, "resources", sums)
+    with network(mirror, monkeypatch):
+        dataset = prepare(root=tmp_path, limit=20)
+    assert not dataset.is_fallback
+    assert dataset.name == "fashion-mnist"
+    assert dataset.counts().sum().to_dict() == {"train": 20, "valid": 20, "test": 20}
+    assert capsys.readouterr().err == ""
+
+
+def test_digits_are_scaled_to_full_brightness(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets, "_download_fashion_mnist", lambda folder: False)
+    dataset = prepare(root=tmp_path)
+    pictures = explore.survey(dataset).pictures
+    assert (pictures[["width", "height"]] == 8).all(axis=None)
+    assert pictures["max"].max() == 255
+    counts = dataset.counts()
+    shares = counts.div(counts.sum(axis=1), axis=0)
+    assert (abs(shares - [0.7, 0.15, 0.15]) < 0.01).all(axis=None)
+
+
+# --- Other folders ------------------------------------------------------------------------------
+
+
+@needs_listings
+def test_listings_with_a_limit(tmp_path, monkeypatch):
+    monkeypatch.setenv("DATA_DIR", str(REAL))
+    dataset = prepare("listings", root=tmp_path, limit=60)
+    assert dataset.counts().sum().to_dict() == {"train": 60, "valid": 60, "test": 60}
+    assert dataset.counts().min(axis=None) >= 4
+    for (_, name, file), data in content(dataset).items():
+        assert data == (REAL / "listings" / name / file).read_bytes()
+    assert len({(name, file) for _, name, file in content(dataset)}) == 180
+    by_path = prepare(REAL / "listings", root=tmp_path, limit=60)
+    assert by_path == dataset
+
+
+def test_a_split_is_disjoint_complete_stratified_and_repeatable(tmp_path):
+    photos = class_folders(tmp_path / "photos", {"rare": 5, "some": 20, "many": 100})
+    first = prepare(photos, root=tmp_path / "a")
+    second = prepare(str(photos), root=tmp_path / "b")
+    assert content(first) == content(second)
+    files = [(name, file) for _, name, file in content(first)]
+    assert len(files) == len(set(files)) == 125
+    # The rare class takes its place in the small splits from the others.
+    assert first.counts().loc["many"].to_list() == pytest.approx([80, 10, 10], abs=2)
+    assert first.counts().min(axis=None) >= 1
+    halves = prepare(photos, root=tmp_path / "a", shares=(0.5, 0.25, 0.25))
+    assert halves.counts().loc["some"].to_list() == [10, 5, 5]
+
+
+def test_names_with_spaces_and_accents_travel(tmp_path):
+    names = {"Été à la plage": 10, "chats & chiens": 10, "日本": 10}
+    photos = class_folders(tmp_path / "mes photos", names, suffix=" é.PNG")
+    dataset = prepare(photos, root=tmp_path / "root")
+    assert dataset.class_names == tuple(sorted(names))
+    assert "mes photos" in dataset.banner()
+    packed = pack(dataset, tmp_path / "packed")
+    with tarfile.open(packed["train"]) as tar:
+        assert tar.getnames() == [f"{name}/{p.name}" for p, name in dataset.files("train")]
+
+
+def test_only_pictures_count(tmp_path):
+    photos = class_folders(tmp_path / "photos", {"a": 10, "b": 10})
+    (photos / "a" / ".DS_Store").write_bytes(b"x")
+    (photos / "a" / "._000.png").write_bytes(b"x")
+    (photos / "a" / "notes.txt").write_text("x")
+    (photos / "readme.md").write_text("x")
+    (photos / ".ipynb_checkpoints").mkdir()
+    assert prepare(photos, root=tmp_path / "root").counts(totals=True).loc["total", "total"] == 20
+
+
+def test_an_already_split_folder_is_used_in_place(tmp_path):
+    photos = tmp_path / "photos"
+    for seed, split in enumerate(SPLITS):
+        class_folders(photos / split, {"a": 6, "b": 9}, seed=seed)
+    before = tree(photos)
+    dataset = prepare(photos, root=tmp_path / "root")
+    assert dataset.folder == photos
+    assert dataset.counts().loc["b"].to_list() == [9, 9, 9]
+    few = prepare(photos, root=tmp_path / "root", limit=5)
+    assert few.counts().sum().to_list() == [5, 5, 5]
+    assert content(few).items() <= content(dataset).items()
+    assert tree(photos) == before
+
+
+def test_a_changed_source_is_prepared_again(tmp_path, capsys):
+    photos = class_folders(tmp_path / "photos", {"a": 10, "b": 10})
+    prepare(photos, root=tmp_path / "root")
+    capsys.readouterr()
+    assert len(content(prepare(photos, root=tmp_path / "root"))) == 20
+    assert capsys.readouterr().out == ""
+    (photos / "a" / "000.png").unlink()
+    assert len(content(prepare(photos, root=tmp_path / "root"))) == 19
+
+
+def make_bad(photos, what):
+    if what == "truncated":
+        Image.new("RGB", (80, 80), "red").save(photos / "a" / "bad.jpg")
+        cut(photos / "a" / "bad.jpg")
+    if what == "text":
+        (photos / "a" / "bad.jpg").write_text("not a picture")
+    if what == "empty class":
+        (photos / "c").mkdir()
+    if what == "rare":
+        class_folders(photos, {"c": 2})
+    if what == "half split":
+        class_folders(photos, {"train": 3, "test": 3})
+    if what == "one class":
+        for path in (photos / "b").iterdir():
+            path.unlink()
+        (photos / "b").rmdir()
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("truncated", "“a/bad.jpg” cannot be read"),
+        ("text", "“a/bad.jpg” cannot be read"),
+        ("empty class", "“c” holds no picture"),
+        ("rare", "train split would hold no picture of “c”"),
+        ("half split", "but not valid/"),
+        ("one class", "has 1"),
+    ],
+)
+def test_a_bad_folder_is_refused_in_a_sentence(what, words, tmp_path):
+    photos = class_folders(tmp_path / "photos", {"a": 20, "b": 20})
+    make_bad(photos, what)
+    with pytest.raises(DataError, match=re.escape(words)) as caught:
+        prepare(photos, root=tmp_path / "root")
+    assert str(tmp_path) not in str(caught.value)
+    assert not list(tmp_path.glob("root/*"))
+
+
+def test_a_folder_that_does_not_exist_is_refused(tmp_path):
+    with pytest.raises(DataError, match="no folder “nowhere”"):
+        prepare(tmp_path / "nowhere", root=tmp_path)
+
+
+def test_a_limit_below_the_number_of_classes_is_refused(tmp_path):
+    photos = class_folders(tmp_path / "photos", {"a": 20, "b": 20, "c": 20})
+    with pytest.raises(DataError, match="larger limit"):
+        prepare(photos, root=tmp_path / "root", limit=2)
+    assert prepare(photos, root=tmp_path / "root", limit=3).counts().eq(1).all(axis=None)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"limit": 0}, {"shares": (0.9, 0.2, 0.1)}, {"shares": (0.9, 0.1)}]
+)
+def test_wrong_arguments_are_refused(wrong, tmp_path):
+    with pytest.raises(ValueError, match=r"limit|shares"):
+        prepare(tmp_path, root=tmp_path / "root", **wrong)
+
+
+# --- Packing and samples ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small(tmp_path):
+    return prepare(class_folders(tmp_path / "photos", {"b b": 20, "a": 30}), root=tmp_path / "root")
+
+
+def test_tars_are_the_same_bytes_each_time(small, tmp_path):
+    first = pack(small, tmp_path / "first")
+    for path, _ in small.files("train"):
+        path.chmod(0o600)
+        os.utime(path, (1, 1))
+    second = pack(small, tmp_path / "second")
+    for split in SPLITS:
+        assert first[split] == tmp_path / "first" / split / f"{split}.tar"
+        digests = {hashlib.sha256(p[split].read_bytes()).hexdigest() for p in (first, second)}
+        assert len(digests) == 1
+        assert os.listdir(first[split].parent) == [f"{split}.tar"]
+
+
+def test_tars_hold_every_picture_in_order(small, tmp_path):
+    for split, path in pack(small, tmp_path / "packed").items():
+        with tarfile.open(path, "r:") as tar:
+            members = tar.getmembers()
+            names = [member.name for member in members]
+            assert names == sorted(names)
+            facts = {(m.mtime, m.uid, m.gid, m.uname, m.gname, m.mode) for m in members}
+            assert facts == {(0, 0, 0, "", "", 0o644)}
+            found = {member.name: tar.extractfile(member).read() for member in members}
+        assert found == {f"{c}/{p.name}": p.read_bytes() for p, c in small.files(split)}
+
+
+def test_a_full_disk_while_packing_leaves_no_tar(small, tmp_path, monkeypatch):
+    def full(self, *args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tarfile.TarFile, "addfile", full)
+    with pytest.raises(DataError, match="disk is full"):
+        pack(small, tmp_path / "packed")
+    assert not [path for path in (tmp_path / "packed").rglob("*") if path.is_file()]
+
+
+def test_samples_are_drawn_from_every_class_and_repeatable(small):
+    drawn = samples(small, "train", per_class=5, seed=3)
+    assert list(drawn) == ["a", "b b"]
+    assert [len(set(paths)) for paths in drawn.values()] == [5, 5]
+    assert drawn == samples(small, "train", per_class=5, seed=3)
+    assert drawn != samples(small, "train", per_class=5, seed=4)
+    assert len(samples(small, "valid", per_class=99)["b b"]) == small.counts().loc["b b", "valid"]
+
+
+def test_nothing_shown_holds_a_path(small):
+    for shown in (repr(small), small.banner(), (small.folder / "dataset.json").read_text()):
+        assert str(small.folder.parents[1]) not in shown
+    assert small.banner().count("\n") == 0
+    assert "50 pictures in 2 classes" in small.banner()

@@ -1,0 +1,239 @@
+"""Every figure renders without a warning, is labelled, small, and tells the data's own numbers."""
+
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from studio import explore, plots
+from studio.datasets import SPLITS, Dataset
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.filterwarnings("error")
+CLASSES = ("ankle-boot", "bag", "sac à main")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _headless():
+    with mpl.rc_context({"backend": "Agg"}):
+        yield
+
+
+def made_up(folder):
+    rng = np.random.default_rng(0)
+    for split in SPLITS:
+        for name in CLASSES:
+            (folder / split / name).mkdir(parents=True)
+            for i in range(4):
+                shape = (12, 9, 3) if i == 3 else (10, 10)
+                pixels = rng.integers(0, 256, shape, dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / split / name / f"{i}.png")
+    return Dataset("made-up", folder, CLASSES, "a test")
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return made_up(tmp_path_factory.mktemp("made-up"))
+
+
+TRIALS = pd.DataFrame(
+    {
+        "name": ["t1", "t2", "t3", "t4"],
+        "lr": ["0.1", "0.01", "0.001", "0.0001"],
+        "batch_size": ["64", "128", "64", "128"],
+        "objective": [0.5, 0.9, 0.8, None],
+        "status": ["Completed", "Completed", "Stopped", "Failed"],
+        "seconds": [3, 4, 5, 1],
+    }
+)
+HISTORY = pd.DataFrame(
+    {
+        "epoch": [1, 2, 3],
+        "train_loss": [2.0, 1.0, 0.5],
+        "train_accuracy": [0.3, 0.6, 0.9],
+        "valid_loss": [2.1, 1.2, 1.3],
+        "valid_accuracy": [0.28, 0.625, 0.6],
+        "lr": [0.1, 0.1, 0.01],
+        "seconds": [1.0, 1.0, 1.0],
+    }
+)
+TABLE = pd.DataFrame(
+    {"precision": [0.9, 0.8, 1.0], "recall": [0.7, 0.6, 1.0], "f1": [0.79, 0.69, 1.0]},
+    index=pd.Index(CLASSES, name="class"),
+).assign(support=10)
+MATRIX = [[8, 2, 0], [3, 7, 0], [0, 0, 10]]
+SCORES = {"ankle-boot": 0.7, "bag": 0.2, "sac à main": 0.1}
+SURE = {"label": "ankle-boot", "confidence": 0.7, "scores": SCORES}
+UNSURE = {"label": None, "confidence": 0.7, "scores": SCORES}
+
+
+def title(figure):
+    return figure.get_suptitle().replace("\n", " ")
+
+
+def labels(figure):
+    return [(axes.get_xlabel(), axes.get_ylabel()) for axes in figure.axes]
+
+
+def png(figure):
+    file = io.BytesIO()
+    figure.savefig(file, format="png", bbox_inches="tight")
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def figures(dataset):
+    view = explore.survey(dataset)
+    picture = dataset.files("test")[0][0]
+    return {
+        "class_counts": plots.class_counts(dataset.counts(totals=True)),
+        "sample_grid": plots.sample_grid(dataset, per_class=5),
+        "mean_pictures": plots.mean_pictures(view.mean_pictures),
+        "pixel_histogram": plots.pixel_histogram(view.histogram),
+        "duplicates": plots.duplicates(explore.duplicates(view.pictures), dataset),
+        "tuning_trials": plots.tuning_trials(TRIALS),
+        "training_curves": plots.training_curves(HISTORY),
+        "confusion_matrix": plots.confusion_matrix(MATRIX, CLASSES),
+        "per_class": plots.per_class(TABLE),
+        "prediction": plots.prediction(picture, SURE, "bag"),
+        "predictions": plots.predictions([(picture, SURE, "bag"), (picture, UNSURE, None)]),
+        "latency": plots.latency([5, 6, 7, 30]),
+    }
+
+
+def test_every_figure_renders_small_and_is_not_shown_twice(figures):
+    for name, figure in figures.items():
+        image = Image.open(io.BytesIO(png(figure)))
+        assert image.width <= 850, name
+        assert len(png(figure)) < 200_000, name
+        assert title(figure), name
+    # What pyplot still knows, a notebook shows again under the cell.
+    assert plt.get_fignums() == []
+
+
+def test_the_axes_are_labelled(figures):
+    pictures_only = {"duplicates", "mean_pictures", "predictions", "sample_grid"}
+    for name in set(figures) - pictures_only:
+        visible = [axes for axes in figures[name].axes if axes.axison]
+        assert visible, name
+        for axes in visible:
+            beside_another = axes in figures[name].axes[1:] and name == "tuning_trials"
+            assert axes.get_ylabel() or beside_another, name
+            assert axes.get_xlabel() or axes.get_label() == "<colorbar>", name
+    assert ("duration of a request (ms)", "requests") in labels(figures["latency"])
+    assert ("epoch", "cross-entropy loss (nats)") in labels(figures["training_curves"])
+
+
+def test_titles_tell_the_numbers_of_the_data(figures):
+    said = {name: title(figure) for name, figure in figures.items()}
+    assert said["class_counts"] == "36 pictures in 3 classes, 12 each"
+    assert said["duplicates"] == "No two pictures of this data set have the same pixels"
+    assert said["tuning_trials"].startswith("Best of 4 trials: validation accuracy 90.0%")
+    assert "learning rate 0.01 and batches of 128" in said["tuning_trials"]
+    assert said["training_curves"] == "Epoch 2 of 3 is best: 62.5% of validation pictures right"
+    assert said["confusion_matrix"].startswith("83.3% of 30 pictures right")
+    assert "“ankle-boot” for “bag” (3)" in said["confusion_matrix"]
+    assert said["per_class"] == "“bag” is the weakest class: precision 80.0%, recall 60.0%"
+    assert said["prediction"] == "Answer: ankle-boot (70%), wrong"
+    assert said["predictions"] == "Answers to 2 pictures: 0 right, 1 not sure"
+    assert "half took under 6.5 ms" in said["latency"]
+
+
+def test_colours_of_the_house_survive_outside_its_style(figures):
+    house = {mpl.colors.to_hex(c) for c in ("#0072B2", "#D55E00", "#009E73")}
+    dots = [line for line in figures["tuning_trials"].axes[0].lines if line.get_marker() in "os"]
+    with mpl.rc_context({"axes.prop_cycle": mpl.cycler(color=["red", "lime"])}):
+        used = {mpl.colors.to_hex(line.get_color()) for line in dots}
+    assert used - {mpl.colors.to_hex(plots.UNSURE)} <= house
+
+
+def test_batch_sizes_differ_in_marker_as_well_as_colour():
+    left = plots.tuning_trials(TRIALS).axes[0]
+    by_label = {line.get_label(): line for line in left.lines}
+    assert by_label["64"].get_marker() != by_label["128"].get_marker()
+    assert by_label["64"].get_xdata().tolist() == [0.1, 0.001]
+    assert by_label["stopped early"].get_xdata().tolist() == [0.001]
+    assert left.get_xscale() == "log"
+
+
+def test_the_best_so_far_never_falls():
+    right = plots.tuning_trials(TRIALS).axes[1]
+    best = next(line for line in right.lines if line.get_drawstyle() == "steps-post")
+    assert best.get_xdata().tolist() == [1, 2, 3]
+    assert best.get_ydata().tolist() == [0.5, 0.9, 0.9]
+
+
+@pytest.mark.parametrize("rows", [slice(0, 1), slice(3, 4), slice(0, 0)])
+def test_few_or_failed_trials_still_give_a_figure(rows):
+    assert png(plots.tuning_trials(TRIALS[rows]))
+    accuracy = TRIALS[rows].rename(columns={"objective": "valid_accuracy"})
+    assert png(plots.tuning_trials(accuracy))
+
+
+def test_one_epoch_still_gives_a_figure():
+    assert title(plots.training_curves(HISTORY[:1])).startswith("Epoch 1 of 1 is best")
+
+
+def test_planted_duplicates_are_shown(tmp_path):
+    dataset = made_up(tmp_path)
+    picture = Image.open(dataset.files("train")[0][0])
+    picture.save(dataset.folder / "test" / "bag" / "leak.png")
+    pairs = explore.duplicates(explore.survey(dataset).pictures)
+    figure = plots.duplicates(pairs, dataset)
+    assert title(figure).startswith("1 pictures repeat an earlier one, 1 of them across splits")
+    shown = [np.asarray(axes.images[0].get_array()) for axes in figure.axes if axes.images]
+    assert len(shown) == 2
+    assert np.array_equal(*shown)
+
+
+def test_a_perfect_model_has_no_most_common_mistake():
+    assert title(plots.confusion_matrix(np.eye(3, dtype=int), CLASSES)) == (
+        "100.0% of 3 pictures right"
+    )
+
+
+def test_an_answer_below_the_threshold_reads_not_sure(dataset):
+    picture = dataset.files("test")[3][0]
+    assert title(plots.prediction(picture, UNSURE, "bag")) == "Answer: not sure (70%)"
+    assert title(plots.prediction(picture, SURE)) == "Answer: ankle-boot (70%)"
+
+
+def test_pictures_come_in_every_usual_form(dataset):
+    path = dataset.files("test")[0][0]
+    with Image.open(path) as opened:
+        forms = [path, str(path), path.read_bytes(), np.asarray(opened), opened.copy()]
+    drawn = {png(plots.prediction(form, SURE)) for form in forms}
+    assert len(drawn) == 1
+
+
+def test_one_latency_still_gives_a_figure():
+    assert png(plots.latency([12.0]))
+
+
+def test_a_notebook_shows_a_figure_that_pyplot_did_not_make():
+    pytest.importorskip("matplotlib_inline")
+    code = (
+        "from IPython.core.interactiveshell import InteractiveShell\n"
+        "shell = InteractiveShell.instance()\n"
+        "from studio import plots\n"
+        "figure = plots.confusion_matrix([[1, 0], [0, 1]], ['a', 'b'])\n"
+        "print(*shell.display_formatter.format(figure)[0])\n"
+    )
+    env = os.environ | {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60
+    )
+    assert "image/png" in done.stdout, done.stderr
+
+
+def test_importing_the_figures_does_not_import_torch():
+    code = "import studio.plots, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60).returncode == 0

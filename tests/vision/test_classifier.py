@@ -1,0 +1,123 @@
+import errno
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from vision.classifier import Classifier, fit_temperature, load_classifier
+from vision.errors import ExpectedError
+from vision.models import build_model
+from vision.preprocessing import Preprocessing
+
+
+@pytest.fixture
+def classifier():
+    torch.manual_seed(0)
+    model = build_model("small_resnet", 1, 3)
+    preprocessing = Preprocessing(16, 1, (0.3,), (0.4,))
+    facts = {"metrics": {"valid_accuracy": 0.5}, "data_hash": "abc"}
+    return Classifier("small_resnet", model, preprocessing, ["b", "a", "c"], 1.7, 0.4, facts)
+
+
+@pytest.fixture
+def images():
+    return torch.randint(0, 256, (9, 1, 16, 16), dtype=torch.uint8)
+
+
+def test_what_is_saved_comes_back(classifier, images, tmp_path):
+    classifier.save(tmp_path / "model")
+    loaded = load_classifier(tmp_path / "model")
+    assert torch.equal(loaded.probabilities(images), classifier.probabilities(images))
+    assert loaded.description() == classifier.description()
+    assert not loaded.model.training
+
+
+def test_the_description_fulfils_the_contract(classifier, tmp_path):
+    classifier.save(tmp_path, [(__file__, "inference.py"), (Path(__file__).parent, "vision")])
+    described = json.loads((tmp_path / "model.json").read_text())
+    assert described["architecture"] == "small_resnet"
+    assert described["class_names"] == ["b", "a", "c"]
+    assert (described["image_size"], described["channels"]) == (16, 1)
+    assert (described["mean"], described["std"]) == ([0.3], [0.4])
+    assert (described["temperature"], described["threshold"]) == (1.7, 0.4)
+    assert described["data_hash"] == "abc"
+    assert (tmp_path / "code" / "inference.py").is_file()
+    assert not list((tmp_path / "code").rglob("__pycache__"))
+
+
+def test_the_batch_size_does_not_change_probabilities(classifier, images):
+    whole, single = classifier.probabilities(images), classifier.probabilities(images, 1)
+    assert torch.allclose(whole, single, atol=1e-6)
+    assert torch.allclose(whole.sum(1), torch.ones(9, dtype=torch.float64))
+
+
+def test_saving_replaces_an_older_model_and_leaves_nothing_else(classifier, tmp_path):
+    classifier.save(tmp_path)
+    classifier.temperature = 2.0
+    classifier.save(tmp_path)
+    assert load_classifier(tmp_path).temperature == 2.0
+    assert {path.name for path in tmp_path.iterdir()} == {"model.safetensors", "model.json", "code"}
+
+
+def test_a_full_disk_leaves_the_older_model_whole(classifier, tmp_path, monkeypatch):
+    classifier.save(tmp_path)
+    before = (tmp_path / "model.json").read_text()
+
+    def full(self, data):
+        raise OSError(errno.ENOSPC, "No space left on device", str(self))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    classifier.temperature = 2.0
+    with pytest.raises(OSError, match="No space"):
+        classifier.save(tmp_path)
+    assert (tmp_path / "model.json").read_text() == before
+    assert load_classifier(tmp_path).temperature == 1.7
+    assert not list(tmp_path.glob(".partial*"))
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "sentence"),
+    [
+        ("model.json", None, r"holds no model\.json"),
+        ("model.safetensors", None, r"holds no model\.safetensors"),
+        ("model.json", "{", "is damaged"),
+        ("model.json", "[]", "is damaged"),
+        ("model.json", '{"schema_version": 99}', "has version 99"),
+        ("model.json", '{"schema_version": 1, "architecture": "os.system"}', "is damaged"),
+        ("model.safetensors", "", "is damaged"),
+        ("model.safetensors", "\x80\x04pickled", "is damaged"),
+    ],
+)
+def test_a_damaged_model_is_told_in_one_sentence(classifier, tmp_path, file, content, sentence):
+    classifier.save(tmp_path)
+    if content is None:
+        (tmp_path / file).unlink()
+    else:
+        (tmp_path / file).write_text(content)
+    with pytest.raises(ExpectedError, match=sentence) as caught:
+        load_classifier(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("true_temperature", [0.5, 1.0, 3.0])
+def test_the_temperature_is_found_again(true_temperature):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(20_000, 5, generator=generator) * 3
+    labels = torch.multinomial(torch.softmax(logits, 1), 1, generator=generator).flatten()
+    found = fit_temperature(logits * true_temperature, labels)
+    assert found == pytest.approx(true_temperature, rel=0.05)
+
+
+def test_a_perfect_score_keeps_a_positive_temperature():
+    assert fit_temperature(torch.eye(4) * 50, torch.arange(4)) > 0
+
+
+def test_under_the_threshold_no_label_is_given(classifier):
+    answer = classifier.answer(torch.tensor([0.38, 0.31, 0.31], dtype=torch.float64))
+    assert answer == {
+        "label": None,
+        "confidence": 0.38,
+        "scores": {"b": 0.38, "a": 0.31, "c": 0.31},
+    }
+    assert classifier.answer(torch.tensor([0.1, 0.5, 0.4]))["label"] == "a"
