@@ -222,22 +222,31 @@ class Endpoint:
         try:
             while not self.closing.is_set():
                 port_file.unlink(missing_ok=True)
-                watcher = threading.Thread(target=self.watch, args=(port_file,), daemon=True)
+                ended = threading.Event()
+                watcher = threading.Thread(target=self.watch, args=(port_file, ended), daemon=True)
                 watcher.start()
-                self.container.run(command, self.container.ml / "model", stream.write)
+                try:
+                    self.container.run(command, self.container.ml / "model", stream.write)
+                finally:
+                    ended.set()
+                    watcher.join()
                 self.url, was_in_service = None, self.url is not None
-                watcher.join()
                 if not was_in_service and not self.closing.is_set():
                     words = "\n".join(self.container.last_lines) or "it printed nothing"
                     raise JobFailed(f"The model server did not start: {words}")
         finally:
             stream.close()
 
-    def watch(self, port_file):
-        """Wait until the server answers pings; end it where it does not in time."""
+    def watch(self, port_file, ended):
+        """Wait until the server answers pings; end it where it does not in time.
+
+        Args:
+            port_file: where the server writes its port.
+            ended: set when the server's process has ended.
+        """
         deadline = time.monotonic() + STARTUP_TIMEOUT
         while time.monotonic() < deadline and not self.closing.is_set():
-            if self.container.ended:
+            if ended.wait(0.05):
                 return
             if port_file.exists():
                 url = f"http://127.0.0.1:{port_file.read_text()}"
@@ -245,12 +254,13 @@ class Endpoint:
                     self.url = url
                     self.store.change(ENDPOINT, self.name, EndpointStatus="InService")
                     return
-            time.sleep(0.05)
         self.container.kill()
 
     def pings(self, url):
         try:
-            answer = self.pool.request("GET", f"{url}/ping", headers=self.credentials(), timeout=2)
+            answer = self.pool.request(
+                "GET", f"{url}/ping", headers=self.credentials(), timeout=2, retries=False
+            )
         except urllib3.exceptions.HTTPError:
             return False
         return answer.status == 200

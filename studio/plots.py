@@ -38,7 +38,7 @@ def _figure(draw):
     @functools.wraps(draw)
     def styled(*args, **kwargs):
         with figures.house_style():
-            # Makes pyplot load the notebook's backend, which then also shows figures made without it.
+            # Loads the notebook's backend, which then also shows figures that pyplot did not make.
             plt.close(plt.figure())
             figure = draw(*args, **kwargs)
             # Ticks are made while drawing, and would be made in another style later.

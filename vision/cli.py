@@ -1,6 +1,7 @@
 """The command line of every entry point: help that helps, and errors of one sentence."""
 
 import argparse
+import contextlib
 import difflib
 import errno
 import os
@@ -96,7 +97,6 @@ def _report(sentence: str) -> None:
     print(sentence, file=sys.stderr, flush=True)
     folder = os.environ.get("SM_OUTPUT_DIR")
     if folder and Path(folder).is_dir():
-        try:
+        # The sentence is on stderr already; a full disk must not hide it.
+        with contextlib.suppress(OSError):
             Path(folder, "failure").write_text(sentence + "\n", encoding="utf-8")
-        except OSError:
-            pass  # The sentence is on stderr; a full disk must not hide it.

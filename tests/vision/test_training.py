@@ -171,20 +171,20 @@ def is_shifted(before, after, mirrored, reach=2):
 def test_it_can_learn_one_batch_by_heart(data_dir):
     batch = as_split(*fashion_mnist(data_dir, 64))
     torch.manual_seed(0)
-    args = arguments(epochs=30)
+    args = arguments(epochs=20)
     classifier = training.new_classifier(args, batch)
     best = fit(classifier, batch, batch, args, StopRequest())
     assert best.metrics["valid_accuracy"] == 1.0
 
 
 def test_it_learns_real_pictures_and_forgives_a_shift(data_dir):
-    images, labels = fashion_mnist(data_dir, 3500)
-    train, valid = as_split(images[:3000], labels[:3000]), as_split(images[3000:], labels[3000:])
+    images, labels = fashion_mnist(data_dir, 2500)
+    train, valid = as_split(images[:2000], labels[:2000]), as_split(images[2000:], labels[2000:])
     torch.manual_seed(0)
     args = arguments(epochs=5, augment="shift-flip", lr=0.1)
     classifier = training.new_classifier(args, train)
     best = fit(classifier, train, valid, args, StopRequest())
-    assert best.metrics["valid_accuracy"] > 0.78
+    assert best.metrics["valid_accuracy"] > 0.75
 
     # Nothing about a garment changes when it lies a pixel further, or is seen in a mirror.
     predicted = classifier.probabilities(valid.images).argmax(1)

@@ -1,0 +1,263 @@
+import csv
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT
+from samples import encode, huge_png, noise, write_tar
+from torch.nn import functional as F
+
+import hpo
+import train_model
+from vision.classifier import load_classifier
+from vision.cli import run
+from vision.data import list_split, load_split
+
+METRIC_LINE = re.compile(
+    r"^epoch=\d+ train_loss=\d+\.\d{4} train_accuracy=[01]\.\d{4} valid_loss=\d+\.\d{4} "
+    r"valid_accuracy=[01]\.\d{4} lr=\S+ seconds=\d+\.\d$",
+    re.MULTILINE,
+)
+LAST_LINE = re.compile(
+    r"^best_epoch=(\d+) best_valid_accuracy=([01]\.\d{4}) best_valid_loss=(\d+\.\d{4})$",
+    re.MULTILINE,
+)
+
+
+@pytest.fixture(autouse=True)
+def _keep_signal_handler():
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, handler)
+
+
+def train_here(stripes, tmp_path, *extra):
+    """Run main in this process, with the exit code and the sentences of the real one."""
+    places = ("--model-dir", tmp_path / "model", "--output-data-dir", tmp_path / "output")
+    argv = ("--train", stripes / "train", "--valid", stripes / "valid", *places, *extra)
+    return run(train_model.main, train_model.get_args_parser().parse([str(a) for a in argv]))
+
+
+def test_the_lines_and_the_history_tell_the_same(training_job):
+    process, _, output = training_job
+    lines = METRIC_LINE.findall(process.stdout)
+    assert len(lines) == 4
+    with (output / "history.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [" ".join(f"{k}={v}" for k, v in row.items()) for row in rows] == lines
+
+    epoch, accuracy, loss = LAST_LINE.search(process.stdout).groups()
+    best = rows[int(epoch) - 1]
+    assert (best["valid_accuracy"], best["valid_loss"]) == (accuracy, loss)
+    assert accuracy == max(row["valid_accuracy"] for row in rows)
+
+
+def test_it_learns(training_job):
+    assert float(LAST_LINE.search(training_job[0].stdout)[2]) > 0.8
+
+
+def test_the_metrics_in_the_artifact_are_those_of_the_saved_weights(training_job, stripes):
+    process, model_dir, _ = training_job
+    classifier = load_classifier(model_dir)
+    valid = load_split(list_split(stripes / "valid"), classifier.class_names, 16, 1)
+    logits = classifier.logits(valid.images)
+    metrics = classifier.facts["metrics"]
+    accuracy = (logits.argmax(1) == valid.labels).float().mean().item()
+    assert metrics["valid_accuracy"] == pytest.approx(accuracy)
+    assert f"best_valid_accuracy={accuracy:.4f}" in process.stdout
+    assert metrics["valid_loss"] == pytest.approx(F.cross_entropy(logits, valid.labels).item())
+    calibrated = F.cross_entropy(logits / classifier.temperature, valid.labels).item()
+    assert metrics["valid_loss_calibrated"] == pytest.approx(calibrated)
+    assert calibrated <= metrics["valid_loss"] + 1e-4
+
+
+def test_the_artifact_is_complete(training_job, stripes):
+    model_dir = training_job[1]
+    described = json.loads((model_dir / "model.json").read_text())
+    assert described["class_names"] == ["lying", "squares", "standing"]
+    train = load_split(list_split(stripes / "train"), described["class_names"], 16, 1)
+    assert described["data_hash"] == train.data_hash
+    assert described["hyperparameters"]["epochs"] == 4
+    assert described["versions"]["torch"] == torch.__version__.partition("+")[0]
+    for name in ("inference.py", "requirements.txt", "vision/classifier.py", "vision/house.mplstyle"):
+        assert (model_dir / "code" / name).is_file()
+    assert str(stripes) not in json.dumps(described)
+
+
+def test_the_same_command_gives_the_same_weights_from_folders_and_from_tars(
+    run_script, training_job, stripes, tmp_path
+):
+    for split in ("train", "valid"):
+        entries = list_split(stripes / split)
+        write_tar(tmp_path / split / "all.tar", {entry.name: entry.read() for entry in entries})
+    process = run_script(
+        "train_model.py",
+        *("--epochs", 4, "--batch-size", 16, "--lr", 0.05),
+        *("--train", tmp_path / "train", "--valid", tmp_path / "valid"),
+        *("--model-dir", tmp_path / "model", "--output-data-dir", tmp_path / "output"),
+    )
+    assert process.returncode == 0, process.stderr
+    first = (training_job[1] / "model.safetensors").read_bytes()
+    assert (tmp_path / "model" / "model.safetensors").read_bytes() == first
+
+
+def test_another_seed_gives_other_weights(stripes, tmp_path):
+    files = []
+    for seed in (0, 1):
+        assert train_here(stripes, tmp_path / str(seed), "--seed", seed, "--dry-run") == 0
+        files.append((tmp_path / str(seed) / "model" / "model.safetensors").read_bytes())
+    assert files[0] != files[1]
+
+
+def test_a_dry_run_is_one_step_and_writes_everything(stripes, tmp_path, capsys):
+    # As SageMaker passes it: every hyperparameter has a value.
+    assert train_here(stripes, tmp_path, "--dry-run", "true", "--threshold", 0.5) == 0
+    output = capsys.readouterr().out
+    assert "read 16 training and 16 validation pictures" in output
+    assert len(METRIC_LINE.findall(output)) == 1
+    classifier = load_classifier(tmp_path / "model")
+    assert classifier.threshold == 0.5
+    assert classifier.class_names == ["lying", "squares", "standing"]
+    assert (tmp_path / "output" / "history.csv").read_text().count("\n") == 2
+
+
+def test_a_torchvision_model_trains_in_the_same_way(stripes, tmp_path):
+    extra = ("--model", "resnet18", "--image-size", 32, "--dry-run")
+    assert train_here(stripes, tmp_path, *extra) == 0
+    assert load_classifier(tmp_path / "model").preprocessing.image_size == 32
+
+
+@pytest.mark.parametrize("script", ["train_model.py", "hpo.py", "evaluate.py", "inference.py"])
+def test_help_names_the_command_and_every_default(run_script, script):
+    process = run_script(script, "--help")
+    assert process.returncode == 0
+    assert f"python {script} " in process.stdout
+    assert "default: " in process.stdout
+    assert "--dry-run" in process.stdout
+
+
+@pytest.mark.parametrize("parser", [train_model.get_args_parser, hpo.get_args_parser])
+@pytest.mark.parametrize(
+    ("argv", "sentence"),
+    [
+        (["--learning-rate", "1"], "unknown argument --learning-rate"),
+        (["--batchsize", "64"], "did you mean --batch-size?"),
+        (["--epoch=3"], "unknown argument --epoch: did you mean --epochs?"),
+        (["--epochs", "0"], "--epochs: 0 is not at least 1"),
+        (["--epochs", "many"], "--epochs: invalid int value"),
+        (["--label-smoothing", "1"], "from 0 to 0.99"),
+        (["--model", "resnet"], "invalid choice: 'resnet'"),
+        (["--dry-run", "perhaps"], "neither true nor false"),
+    ],
+)
+def test_a_wrong_argument_ends_with_code_2_and_one_sentence(parser, argv, sentence, capsys):
+    with pytest.raises(SystemExit) as caught:
+        parser().parse(argv)
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert sentence in error
+    assert error.count("\n") == 1
+
+
+def test_a_failure_is_one_sentence_with_code_1_and_reaches_sagemaker(
+    run_script, stripes, tmp_path
+):
+    shutil.copytree(stripes / "train", tmp_path / "train")
+    data = encode(noise(), "JPEG")
+    (tmp_path / "train" / "lying" / "broken.jpg").write_bytes(data[: len(data) // 2])
+    process = run_script(
+        *("train_model.py", "--train", tmp_path / "train", "--valid", stripes / "valid"),
+        SM_OUTPUT_DIR=tmp_path,
+    )
+    assert process.returncode == 1
+    assert "Traceback" not in process.stderr
+    sentence = process.stderr.splitlines()[-1]
+    assert "lying/broken.jpg: the picture is truncated" in sentence
+    assert (tmp_path / "failure").read_text() == sentence + "\n"
+
+
+def break_split(folder, kind):
+    if kind == "missing":
+        shutil.rmtree(folder)
+    elif kind == "empty class":
+        (folder / "void").mkdir()
+    elif kind == "huge picture":
+        (folder / "lying" / "huge.png").write_bytes(huge_png())
+    elif kind == "text":
+        (folder / "lying" / "notes.txt").write_text("hello")
+    else:
+        (folder / "unknown").mkdir()
+        (folder / "unknown" / "a.png").write_bytes(encode(noise()))
+
+
+@pytest.mark.parametrize("kind", ["missing", "empty class", "huge picture", "text", "unknown class"])
+def test_broken_validation_data_end_with_code_1(stripes, tmp_path, capsys, kind):
+    shutil.copytree(stripes / "valid", tmp_path / "valid")
+    break_split(tmp_path / "valid", kind)
+    assert train_here(stripes, tmp_path, "--valid", tmp_path / "valid") == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert not (tmp_path / "model" / "model.json").exists()
+
+
+def test_one_class_is_not_enough(stripes, tmp_path, capsys):
+    shutil.copytree(stripes / "train" / "lying", tmp_path / "train" / "lying")
+    assert train_here(stripes, tmp_path, "--train", tmp_path / "train") == 1
+    assert "needs at least two" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_one_sentence(stripes, tmp_path, capsys, monkeypatch):
+    def full(self, data):
+        raise OSError(28, "No space left on device", str(self))
+
+    monkeypatch.setattr("pathlib.Path.write_bytes", full)
+    assert train_here(stripes, tmp_path, "--dry-run") == 1
+    assert "the disk is full" in capsys.readouterr().err
+    assert list((tmp_path / "model").iterdir()) == []
+
+
+def test_sigterm_ends_the_training_and_saves_the_best_model(stripes, tmp_path):
+    command = [sys.executable, ROOT / "train_model.py", "--epochs", 10_000, "--patience", 0]
+    places = ["--model-dir", tmp_path / "model", "--output-data-dir", tmp_path / "output"]
+    data = ["--train", stripes / "train", "--valid", stripes / "valid"]
+    process = subprocess.Popen(
+        [str(word) for word in command + places + data],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=os.environ,
+        text=True,
+    )
+    try:
+        while not process.stdout.readline().startswith("epoch=2 "):
+            assert process.poll() is None, process.stderr.read()
+        process.send_signal(signal.SIGTERM)
+        output, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 0, errors
+    epoch = LAST_LINE.search(output)[1]
+    assert f"stopped by SIGTERM: saved the weights of epoch {epoch}" in output
+    assert load_classifier(tmp_path / "model").facts["best_epoch"] == int(epoch)
+
+
+def test_the_scripts_stay_within_the_container_contract():
+    """No AWS library in an entry point; no torch behind the figures that notebooks import."""
+    check = (
+        "import sys; sys.path.insert(0, {root!r}); import {modules}; "
+        "print(sorted({{m.split('.')[0] for m in sys.modules}} & {forbidden}))"
+    )
+    forbidden_in = {
+        "train_model, hpo, evaluate, inference": {"sagemaker", "boto3", "botocore", "smdebug"},
+        "vision, vision.figures": {"torch", "torchvision"},
+    }
+    for modules, forbidden in forbidden_in.items():
+        code = check.format(root=str(ROOT), modules=modules, forbidden=forbidden)
+        process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert process.stdout == "[]\n", process.stderr
