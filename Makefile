@@ -26,7 +26,7 @@ notebook: venv  ## execute the committed notebook again, in place
 	@$(PY) -m studio.execute $(NOTEBOOK) --output $(NOTEBOOK)
 
 lab: venv  ## open the notebook in JupyterLab
-	@$(PY) -m jupyterlab $(NOTEBOOK)
+	@$(PY) -m jupyterlab $(NOTEBOOK) $(if $(filter 0,$(shell id -u)),--allow-root)
 
 stop:  ## stop the local cloud: every job and endpoint ends, its files go
 	@$(PY) -m local_cloud stop

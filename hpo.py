@@ -27,8 +27,8 @@ from vision.training import StopRequest, add_arguments, fit, load_data, new_clas
 
 def get_args_parser() -> ArgumentParser:
     parser = ArgumentParser(__doc__)
-    add_arguments(parser, epochs=4)
-    parser.add_argument(
+    recipe = add_arguments(parser, epochs=4)
+    recipe.add_argument(
         "--train-share",
         type=ranged(float, 0.001, 1),
         default=0.25,

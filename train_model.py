@@ -52,8 +52,8 @@ PLACES = ("train", "valid", "model_dir", "output_data_dir", "dry_run")
 def get_args_parser() -> ArgumentParser:
     parser = ArgumentParser(__doc__)
     # 14 epochs of Fashion-MNIST's 54,000 pictures take four minutes on two cores.
-    add_arguments(parser, epochs=14)
-    parser.add_argument(
+    recipe = add_arguments(parser, epochs=14)
+    recipe.add_argument(
         "--threshold",
         type=ranged(float, 0, 1),
         default=0.0,

@@ -7,7 +7,7 @@ import sys
 
 from local_cloud import DEFAULT_REGION
 from local_cloud.errors import CloudError
-from local_cloud.instance import home_folder, running, start, stop
+from local_cloud.instance import PREFIX, home_folder, running, start, stop
 
 EPILOG = """examples:
   python -m local_cloud start
@@ -24,7 +24,7 @@ def main():
     try:
         return args.function(args)
     except CloudError as error:
-        print(f"local_cloud: {error}", file=sys.stderr)
+        print(f"{PREFIX}{error}", file=sys.stderr)
         return 1
 
 
@@ -39,7 +39,7 @@ def get_args_parser():
 
     command = commands.add_parser("start", help="start the server, unless it runs already")
     command.add_argument(
-        "--port", type=int, default=0, help="port on 127.0.0.1 (default: any free)"
+        "--port", type=port_number, default=0, help="port on 127.0.0.1 (default: any free)"
     )
     command.add_argument("--region", default=DEFAULT_REGION, help="default: %(default)s")
     command.set_defaults(function=start_command)
@@ -60,6 +60,13 @@ def get_args_parser():
     command.add_argument("--work-folder", required=True)
     command.set_defaults(function=serve_command)
     return parser
+
+
+def port_number(text):
+    number = int(text)
+    if not 0 <= number <= 65535:
+        raise ValueError
+    return number
 
 
 def start_command(args):

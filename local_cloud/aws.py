@@ -1,18 +1,21 @@
 """What the jobs need of S3 and CloudWatch Logs, through the same signed API that users call."""
 
+import contextlib
+import shutil
 import tarfile
 import threading
 import time
+import zlib
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import boto3
+from boto3.exceptions import S3UploadFailedError
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
 from local_cloud.errors import JobFailed
 
-MAX_EVENT = 200_000  # Bytes of one log line; CloudWatch Logs takes 256 KiB an event.
+MAX_EVENT = 60_000  # Characters of one log line; CloudWatch Logs takes 256 KiB an event.
 MAX_BATCH = 5_000  # Events of one PutLogEvents call; CloudWatch Logs takes 10,000.
 FLUSH_SECONDS = 0.3
 MAX_UNPACKED = 50 << 30  # Bytes an archive may unpack to.
@@ -29,14 +32,18 @@ class LocalAws:
             region_name=instance.region,
         )
         self._lock = threading.Lock()  # Making clients is not safe from several threads.
+        self._clients = {}
         self.s3 = self.client("s3", instance.region)
 
     def client(self, service, region):
+        """The client of one service and region; all callers share it and its connections."""
         with self._lock:
-            config = Config(retries={"max_attempts": 2}, max_pool_connections=32, proxies={})
-            return self._session.client(
-                service, region_name=region, endpoint_url=self.instance.url, config=config
-            )
+            if (service, region) not in self._clients:
+                config = Config(retries={"max_attempts": 2}, max_pool_connections=32, proxies={})
+                self._clients[service, region] = self._session.client(
+                    service, region_name=region, endpoint_url=self.instance.url, config=config
+                )
+            return self._clients[service, region]
 
     def download(self, uri, folder):
         """Copy the object `uri`, or all objects under that prefix, into `folder`.
@@ -55,6 +62,8 @@ class LocalAws:
             raise JobFailed(
                 f"ClientError: Data download failed: No S3 objects found under S3 URL {uri!r}."
             )
+        if prefix in keys:  # One object, not those whose longer names begin alike.
+            keys = [prefix]
         folder = Path(folder).resolve()
         for key in keys:
             relative = key[len(prefix) :].lstrip("/") or key.rpartition("/")[2]
@@ -62,7 +71,13 @@ class LocalAws:
             if not target.is_relative_to(folder):
                 raise JobFailed(f"ClientError: the key {key!r} leads out of the job's folder.")
             target.parent.mkdir(parents=True, exist_ok=True)
-            self.s3.download_file(bucket, key, str(target))
+            self._download_object(bucket, key, target)
+
+    def _download_object(self, bucket, key, target):
+        # Not `download_file`: it asks twice and starts threads for every object.
+        content = self.s3.get_object(Bucket=bucket, Key=key)["Body"]
+        with content, open(target, "wb") as file:
+            shutil.copyfileobj(content, file, 1 << 20)
 
     def upload_folder(self, folder, uri):
         """Copy every file below `folder` to the prefix `uri`."""
@@ -70,22 +85,30 @@ class LocalAws:
         folder = Path(folder)
         for path in sorted(p for p in folder.rglob("*") if p.is_file()):
             key = "/".join([prefix.rstrip("/"), path.relative_to(folder).as_posix()])
-            self.s3.upload_file(str(path), bucket, key.lstrip("/"))
+            self._upload_file(path, bucket, key.lstrip("/"))
 
     def upload_archive(self, folder, uri, scratch):
         """Copy `folder` to the object `uri` as a `.tar.gz`, made at the path `scratch`."""
         with tarfile.open(scratch, "w:gz", compresslevel=1) as archive:
             for path in sorted(Path(folder).iterdir()):
                 archive.add(path, arcname=path.name)
-        self.s3.upload_file(str(scratch), *split_uri(uri))
+        self._upload_file(scratch, *split_uri(uri))
+
+    def _upload_file(self, path, bucket, key):
+        try:
+            self.s3.upload_file(str(path), bucket, key)
+        except S3UploadFailedError as error:
+            raise JobFailed(f"ClientError: Data upload failed: {error}") from error
 
 
 def split_uri(uri):
     """Bucket and key of an `s3://` address; JobFailed for any other."""
-    parts = urlsplit(uri)
-    if parts.scheme != "s3" or not parts.netloc:
+    # Not urlsplit: a key may contain "?" and "#".
+    scheme, _, rest = uri.partition("://")
+    bucket, _, key = rest.partition("/")
+    if scheme != "s3" or not bucket:
         raise JobFailed(f"ClientError: {uri!r} is not an S3 address.")
-    return parts.netloc, parts.path.lstrip("/")
+    return bucket, key.lstrip("/")
 
 
 def unpack(archive, folder):
@@ -99,7 +122,7 @@ def unpack(archive, folder):
             if sum(member.size for member in tar) > MAX_UNPACKED:
                 raise JobFailed(f"ClientError: {Path(archive).name} unpacks to too much.")
             tar.extractall(folder, filter="data")
-    except (tarfile.TarError, OSError, EOFError) as error:
+    except (tarfile.TarError, zlib.error, OSError, EOFError) as error:
         raise JobFailed(f"ClientError: {Path(archive).name} cannot be unpacked: {error}") from error
 
 
@@ -112,10 +135,8 @@ class LogStream:
         self._events = []
         self._lock = threading.Lock()
         self._closed = threading.Event()
-        try:
+        with contextlib.suppress(self._client.exceptions.ResourceAlreadyExistsException):
             self._client.create_log_group(logGroupName=group)
-        except self._client.exceptions.ResourceAlreadyExistsException:
-            pass
         self._client.create_log_stream(**self._target)
         self._thread = threading.Thread(target=self._send_until_closed, daemon=True)
         self._thread.start()

@@ -14,6 +14,7 @@ import sys
 import sysconfig
 import threading
 import time
+import uuid
 import venv
 from collections import deque
 from pathlib import Path
@@ -23,6 +24,7 @@ import psutil
 from local_cloud.instance import MARKER
 
 OPT_ML = "/opt/ml"
+CONTAINER_MARKER = "LOCAL_CLOUD_CONTAINER"  # Inherited by every process of one container.
 STOP_GRACE = 120  # Seconds between SIGTERM and SIGKILL, as SageMaker gives.
 LAST_LINES = 20  # Kept to explain a failure where the job left no `output/failure`.
 # What a job keeps of the server's environment: where programs, caches and registries are.
@@ -47,6 +49,8 @@ class Container:
         self.ml.mkdir(parents=True)
         self.environment = base_environment(aws.instance, region)
         self.last_lines = deque(maxlen=LAST_LINES)
+        self.timed_out = False
+        self._markers = {MARKER: aws.instance.name, CONTAINER_MARKER: uuid.uuid4().hex}
         self._process = None
         self._stop_at = None
         self._lock = threading.Lock()
@@ -63,7 +67,8 @@ class Container:
         """Rewrite `/opt/ml` inside the scripts of a folder."""
         for path in Path(folder).rglob("*"):
             if path.suffix in suffixes and path.is_file():
-                path.write_text(self.localize(path.read_text()))
+                # Bytes, because nobody promised that a script is UTF-8.
+                path.write_bytes(path.read_bytes().replace(OPT_ML.encode(), str(self.ml).encode()))
 
     def add_python(self):
         """Put an environment of the job's own before this machine's on the path.
@@ -100,7 +105,7 @@ class Container:
             self._process = subprocess.Popen(
                 command,
                 cwd=cwd,
-                env=self.environment,
+                env={**self.environment, **self._markers},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -109,63 +114,77 @@ class Container:
         reader = threading.Thread(target=self._read, args=(on_line,), daemon=True)
         reader.start()
         deadline = time.monotonic() + timeout if timeout else None
-        while self._process.poll() is None:
+        # The process is not reaped before its group is gone: until then nobody else gets its id.
+        leader = psutil.Process(self._process.pid)
+        while leader.status() != psutil.STATUS_ZOMBIE and not self._grace_is_over():
             if deadline and time.monotonic() > deadline:
+                self.timed_out = True
                 self.stop()
                 deadline = None
-            if self._stop_at and time.monotonic() > self._stop_at + STOP_GRACE:
-                break
             time.sleep(0.05)
         # The drivers of the SDK end at once on SIGTERM; the script below them may still be saving.
-        while self._stop_at and self._members() and time.monotonic() < self._stop_at + STOP_GRACE:
+        while self._stop_at and self._members() and not self._grace_is_over():
             time.sleep(0.05)
         self._signal(signal.SIGKILL)
         reader.join(timeout=10)
-        return self._process.wait()
+        with self._lock:
+            return self._process.wait()
 
     def stop(self):
         """Send SIGTERM to everything that runs here; SIGKILL follows after `STOP_GRACE` seconds."""
         with self._lock:
             self._stop_at = self._stop_at or time.monotonic()
-        if self._process is not None:
             self._signal(signal.SIGTERM)
 
     def kill(self):
         """End everything that runs here at once."""
         with self._lock:
             self._stop_at = self._stop_at or time.monotonic()
-        if self._process is not None:
             self._signal(signal.SIGKILL)
-
-    @property
-    def ended(self):
-        """Whether a process was started and has ended."""
-        return self._process is not None and self._process.poll() is not None
 
     def remove(self):
         """Delete the folder."""
         shutil.rmtree(self.root, ignore_errors=True)
 
     def _read(self, on_line):
-        for raw in self._process.stdout:
-            line = self.globalize(raw.decode("utf-8", "replace").rstrip("\r\n"))
-            self.last_lines.append(line)
-            on_line(line)
+        with self._process.stdout as lines:
+            for raw in lines:
+                line = self.globalize(raw.decode("utf-8", "replace").rstrip("\r\n"))
+                self.last_lines.append(line)
+                on_line(line)
 
     def _signal(self, number):
-        """Send a signal to the whole process group."""
+        """Send a signal to everything that runs here."""
+        if self._process is None or self._process.returncode is not None:
+            return
+        strays = [process for process in self._members() if not self._in_group(process)]
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, number)
+        for process in strays:
+            with contextlib.suppress(psutil.Error):
+                process.send_signal(number)
 
     def _members(self):
-        """Living processes of the group."""
-        members = []
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error, ProcessLookupError):
-                alive = process.status() != psutil.STATUS_ZOMBIE
-                if alive and os.getpgid(process.pid) == self._process.pid:
-                    members.append(process.pid)
-        return members
+        """Living processes of the group, and those that left it but carry this job's marker."""
+        return [p for p in psutil.process_iter() if self._is_member(p)]
+
+    def _is_member(self, process):
+        try:
+            if process.status() == psutil.STATUS_ZOMBIE:
+                return False
+            marker = self._markers[CONTAINER_MARKER]
+            return self._in_group(process) or process.environ().get(CONTAINER_MARKER) == marker
+        except (psutil.Error, OSError):
+            return False
+
+    def _in_group(self, process):
+        try:
+            return os.getpgid(process.pid) == self._process.pid
+        except ProcessLookupError:
+            return False
+
+    def _grace_is_over(self):
+        return self._stop_at is not None and time.monotonic() > self._stop_at + STOP_GRACE
 
 
 def base_environment(instance, region):
@@ -182,5 +201,4 @@ def base_environment(instance, region):
         "AWS_DEFAULT_REGION": region,
         "AWS_REGION": region,
         "PYTHONUNBUFFERED": "1",
-        MARKER: instance.name,
     }

@@ -103,9 +103,8 @@ class Hosting:
 
     def delete_endpoint(self, params, region):
         name = params["EndpointName"]
-        if self.store.get(ENDPOINT, name)["EndpointStatus"] == "Deleting":
-            raise invalid(f"Endpoint {name} is being deleted.")
-        self.store.change(ENDPOINT, name, EndpointStatus="Deleting")
+        message = f"Endpoint {name} is in status {{status}} already."
+        self.store.begin(ENDPOINT, name, "Deleting", ("Deleting",), message)
         endpoint = self.endpoints.pop(name)
         endpoint.close(lambda: self.store.remove(ENDPOINT, name))
 
@@ -306,8 +305,8 @@ class Endpoint:
         log_group = f"{LOG_GROUP}/{self.name}"
         return ServiceError(
             "ModelError",
-            f"Received {kind} error ({status}) from {self.variant} with message {json.dumps(message)}. "
-            f"See {log_group} in CloudWatch Logs for more information.",
+            f"Received {kind} error ({status}) from {self.variant} with message "
+            f"{json.dumps(message)}. See {log_group} in CloudWatch Logs for more information.",
             status=424,
             OriginalStatusCode=status,
             OriginalMessage=message,

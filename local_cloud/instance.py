@@ -24,10 +24,13 @@ import psutil
 from local_cloud import DEFAULT_REGION
 from local_cloud.errors import CloudError
 
+HOST = "127.0.0.1"
 MARKER = "LOCAL_CLOUD_INSTANCE"
 PACKAGE_PARENT = Path(__file__).resolve().parent.parent
 START_TIMEOUT = 60  # Seconds; importing moto on a cold disk takes most of it.
 STOP_TIMEOUT = 10  # Seconds between asking and killing.
+PREFIX = "local_cloud: "  # Of every sentence on standard error.
+FILES = ("server.json", "server.json.draft", "server.log", "lock")
 SHELL_SAFE = set(string.ascii_letters + string.digits + "/._-+@")
 
 
@@ -45,6 +48,8 @@ class Instance:
 
     def environment(self):
         """The variables that point boto3, the SageMaker SDK and the AWS CLI at this server."""
+        direct = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+        hosts = [host for host in direct.split(",") if host and host != HOST]
         return {
             "AWS_ENDPOINT_URL": self.url,
             "AWS_ACCESS_KEY_ID": self.access_key,
@@ -52,11 +57,12 @@ class Instance:
             "AWS_DEFAULT_REGION": self.region,
             "AWS_REGION": self.region,
             "AWS_EC2_METADATA_DISABLED": "true",
+            "no_proxy": ",".join([*hosts, HOST]),  # A proxy could not reach this machine's own.
         }
 
 
 def home_folder():
-    """The folder of this local cloud: `$LOCAL_CLOUD_HOME`, else `.local_cloud` beside the package."""
+    """The folder of this local cloud: `$LOCAL_CLOUD_HOME`, or one beside the package."""
     return Path(os.environ.get("LOCAL_CLOUD_HOME") or PACKAGE_PARENT / ".local_cloud").resolve()
 
 
@@ -122,16 +128,34 @@ def clean_up(home, instance):
 @contextlib.contextmanager
 def locked(home):
     """Only one `start` or `stop` at a time works on `home`."""
+    handle = lock_file(home)
+    while not is_lock_of(handle, home):  # Whoever had the lock has stopped and removed it.
+        handle.close()
+        handle = lock_file(home)
+    with handle:
+        yield
+
+
+def lock_file(home):
+    """The open and locked file `lock` of `home`."""
     try:
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        handle = open(home / "lock", "w")
+        handle = os.fdopen(os.open(home / "lock", os.O_WRONLY | os.O_CREAT, 0o600), "w")
     except OSError as error:
         raise CloudError(
-            f"{home} cannot be written ({error.strerror}); set LOCAL_CLOUD_HOME to a folder of yours."
+            f"{home} cannot be written ({error.strerror}); "
+            "set LOCAL_CLOUD_HOME to a folder of yours."
         ) from error
-    with handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    return handle
+
+
+def is_lock_of(handle, home):
+    """Whether the open file is the one that others would find and lock."""
+    try:
+        return os.path.samestat(os.fstat(handle.fileno()), os.stat(home / "lock"))
+    except FileNotFoundError:
+        return False
 
 
 def make_work_folder(home, name):
@@ -184,7 +208,8 @@ def wait_until_ready(home, server):
             return instance
         if server.poll() is not None:
             lines = (home / "server.log").read_text(errors="replace").strip().splitlines()
-            raise CloudError(lines[-1] if lines else f"the server ended with {server.returncode}.")
+            words = lines[-1] if lines else f"the server ended with {server.returncode}."
+            raise CloudError(words.removeprefix(PREFIX))
         time.sleep(0.05)
     raise CloudError(f"the server did not answer within {START_TIMEOUT} s; see {home}/server.log.")
 
@@ -198,5 +223,13 @@ def stop(home):
         instance = read_instance(home)
         if instance is not None:
             clean_up(home, instance)
-    shutil.rmtree(home, ignore_errors=True)
+        remove_home(home)
     return alive
+
+
+def remove_home(home):
+    """Remove our files from `home`, and `home` unless somebody else's files are in it."""
+    for name in FILES:
+        (home / name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        home.rmdir()

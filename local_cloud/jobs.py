@@ -1,5 +1,7 @@
 """What training and processing jobs have in common: a record, a thread, a container, a log."""
 
+import re
+import signal
 import threading
 import time
 from pathlib import Path
@@ -11,6 +13,16 @@ from local_cloud.store import now
 
 FINAL = ("Completed", "Failed", "Stopped")
 MAX_REASON = 1024  # Characters of FailureReason; the service's own limit.
+MAX_WORDS = 900  # Characters of it that quote what the script printed.
+# What the SDK's drivers write to `output/failure` for a script that wrote nothing there, and what
+# they print before and after the script's own lines. None of it says why the script failed.
+DRIVER_FAILURES = (
+    'Traceback (most recent call last):\n  File "/opt/ml/input/data/sm_drivers',
+    "Training Execution failed.",
+)
+DRIVER_HEAD = "Executing command: "
+DRIVER_TAIL = "Command failed with exit code "
+KILLED = re.compile(r"died with <Signals\.(\w+)")
 
 
 class Job:
@@ -26,13 +38,18 @@ class Job:
     def __init__(self, store, aws, name, region):
         self.store, self.aws, self.name, self.region = store, aws, name, region
         self.stopping = threading.Event()
-        self.timed_out = False
+        self.lock = threading.Lock()  # A job that ends cannot begin to stop, nor the reverse.
         self.container = None
         self._thread = threading.Thread(target=self._run, daemon=True, name=name)
 
     @property
     def record(self):
         return self.store.get(self.kind, self.name)
+
+    @property
+    def timed_out(self):
+        """Whether the job ran longer than it was allowed to."""
+        return self.container is not None and self.container.timed_out
 
     def change(self, **fields):
         self.store.change(self.kind, self.name, **fields)
@@ -44,11 +61,20 @@ class Job:
         self._thread.join()
 
     def stop(self):
-        """Ask the job to stop; what it has written so far is kept."""
-        self.stopping.set()
-        self.change(**{f"{self.kind}Status": "Stopping"})
+        """Ask the job to stop; what it has written so far is kept.
+
+        Raises:
+            ServiceError: it has ended already.
+        """
+        with self.lock:
+            self.mark_stopping()
+            self.stopping.set()
         if self.container is not None:
             self.container.stop()
+
+    def mark_stopping(self):
+        message = f"The request was rejected because the {self.kind} is in status {{status}}."
+        self.store.begin(self.kind, self.name, "Stopping", FINAL, message)
 
     def _run(self):
         root = Path(self.aws.instance.work_folder) / "jobs" / self.kind / self.name
@@ -63,13 +89,10 @@ class Job:
         finally:
             if self.container is not None:
                 self.container.remove()
-        if self.stopping.is_set() and (status == "Completed" or self.stopped_early(reason)):
-            status, reason = "Stopped", None
-        self.finish(status, reason[:MAX_REASON] if reason else None)
-
-    def stopped_early(self, reason):
-        """Whether a failure is only the consequence of the request to stop."""
-        return reason is None or not reason.startswith("InternalServerError")
+        with self.lock:
+            if self.stopping.is_set():  # Also where it failed: that is how most scripts end then.
+                status, reason = "Stopped", None
+            self.finish(status, reason[:MAX_REASON] if reason else None)
 
     def finish(self, status, reason):
         raise NotImplementedError
@@ -91,25 +114,43 @@ class Job:
             stream.write(line)
             on_line(line)
 
-        started = time.monotonic()
         try:
             code = self.container.run(command, cwd, keep, timeout=max_runtime)
         except OSError as error:
             raise JobFailed(f"AlgorithmError: cannot run {command[0]!r}: {error}") from error
         finally:
             stream.close()
-        self.timed_out = max_runtime is not None and time.monotonic() - started >= max_runtime
         if code != 0 and not self.stopping.is_set() and not self.timed_out:
-            raise JobFailed(f"AlgorithmError: {self.last_words()}, exit code: {abs(code)}")
+            end = f", ended by {signal.Signals(-code).name}" if code < 0 else f", exit code: {code}"
+            words = self.last_words()[: MAX_REASON - len("AlgorithmError: ") - len(end)]
+            raise JobFailed(f"AlgorithmError: {words}{end}")
 
     def last_words(self):
         """Why the process failed: its `output/failure` file, else the last lines it printed."""
         failure = self.container.ml / "output" / "failure"
-        if failure.is_file():
-            text = self.container.globalize(failure.read_text(errors="replace").strip())
-            if text:
-                return text
-        return "\n".join(self.container.last_lines) or "the process printed nothing"
+        text = failure.read_text(errors="replace").strip() if failure.is_file() else ""
+        text = self.container.globalize(text)
+        if text and not text.startswith(DRIVER_FAILURES):
+            return text
+        # The end of the output says why; the beginning is what has to go where it is too long.
+        words = "\n".join(script_lines(self.container.last_lines))[-MAX_WORDS:]
+        signalled = KILLED.search(text)
+        if signalled:
+            words += f"\nThe process was ended by {signalled[1]}"
+        return words.strip() or "the process printed nothing"
+
+
+def script_lines(lines):
+    """The lines that the script itself printed, without those of the SDK's drivers around them."""
+    own = []
+    for line in lines:
+        if line.startswith(DRIVER_HEAD):
+            own = []
+        elif line.startswith(DRIVER_TAIL):
+            break
+        elif line.strip():
+            own.append(line)
+    return own
 
 
 def timed(record, started):
@@ -122,12 +163,6 @@ def timed(record, started):
 def require_one_instance(count):
     if count != 1:
         raise invalid(f"local_cloud runs a job on one instance; {count} were asked for.")
-
-
-def refuse_unless_running(record, kind):
-    status = record[f"{kind}Status"]
-    if status in FINAL:
-        raise invalid(f"The request was rejected because the {kind} is in status {status}.")
 
 
 def delete_finished(store, kind, name):

@@ -1,13 +1,13 @@
 """Serves one model by the handler contract of AWS's inference toolkit.
 
-Run as a plain script inside an endpoint's container: `model_server.py MODEL_DIR PORT_FILE`. It loads
-`code/inference.py` (or `$SAGEMAKER_PROGRAM`) of the model folder, calls `model_fn` once, then
-`input_fn`, `predict_fn` and `output_fn` (or `transform_fn`) for every `POST /invocations`. It listens
-on a free port of 127.0.0.1, writes the port to PORT_FILE, and answers only to the endpoint that
-started it, which knows the token.
+Run as a plain script inside an endpoint's container: `model_server.py MODEL_DIR PORT_FILE`. It
+loads `code/inference.py` (or `$SAGEMAKER_PROGRAM`) of the model folder, calls `model_fn` once, then
+`input_fn`, `predict_fn` and `output_fn` (or `transform_fn`) for every `POST /invocations`. It
+listens on a free port of 127.0.0.1, writes the port to PORT_FILE, and answers only to the endpoint
+that started it, which knows the token.
 
-Imports nothing of this project: its folder is taken off the path, so that the model's own code finds
-its own modules.
+Imports nothing of this project: its folder is taken off the path, so that the model's own code
+finds its own modules.
 """
 
 import hmac
@@ -23,8 +23,9 @@ from pathlib import Path
 
 sys.path.pop(0)
 
-from werkzeug import Request, Response  # noqa: E402
-from werkzeug.serving import WSGIRequestHandler, make_server  # noqa: E402
+from werkzeug import Request, Response
+from werkzeug.exceptions import RequestEntityTooLarge
+from werkzeug.serving import WSGIRequestHandler, make_server
 
 JSON = "application/json"
 MAX_BODY = 64 << 20  # Bytes; a bound for this machine's memory, far above the service's limit.
@@ -150,8 +151,12 @@ class Application:
         context = Context(request.headers, self.model.model_dir)
         accept = request.headers.get("Accept", "*/*")
         try:
+            body = request.get_data()
+        except RequestEntityTooLarge:
+            return Response(f"The request is over {MAX_BODY} bytes.", 413)
+        try:
             body, content_type = self.model.answer(
-                request.get_data(),
+                body,
                 request.headers.get("Content-Type", JSON),
                 JSON if accept == "*/*" else accept,
                 context,

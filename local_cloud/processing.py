@@ -8,7 +8,6 @@ from local_cloud.errors import invalid
 from local_cloud.jobs import (
     Job,
     delete_finished,
-    refuse_unless_running,
     require_one_instance,
     timed,
 )
@@ -67,7 +66,7 @@ class Processing:
 
     def stop(self, params, region):
         name = params["ProcessingJobName"]
-        refuse_unless_running(self.store.get(KIND, name), KIND)
+        self.store.get(KIND, name)
         self.jobs[name].stop()
 
     def delete(self, params, region):
@@ -80,6 +79,12 @@ def check(params):
     require_one_instance(params["ProcessingResources"]["ClusterConfig"].get("InstanceCount", 1))
     if not params["AppSpecification"].get("ContainerEntrypoint"):
         raise invalid("local_cloud runs scripts, not images: the job needs a ContainerEntrypoint.")
+    for entry in params.get("ProcessingInputs", []):
+        if "LocalPath" not in entry.get("S3Input", {}):
+            raise invalid(f"The input {entry['InputName']!r} needs an S3Input with a LocalPath.")
+    for entry in params.get("ProcessingOutputConfig", {}).get("Outputs", []):
+        if "LocalPath" not in entry.get("S3Output", {}):
+            raise invalid(f"The output {entry['OutputName']!r} needs an S3Output with a LocalPath.")
     paths = [source["S3Input"]["LocalPath"] for source in inputs(params)]
     paths += [output["S3Output"]["LocalPath"] for output in outputs(params)]
     for path in paths:
@@ -92,12 +97,11 @@ def app_entrypoint(record):
 
 
 def inputs(record):
-    return [entry for entry in record.get("ProcessingInputs", []) if "S3Input" in entry]
+    return record.get("ProcessingInputs", [])
 
 
 def outputs(record):
-    config = record.get("ProcessingOutputConfig", {})
-    return [entry for entry in config.get("Outputs", []) if "S3Output" in entry]
+    return record.get("ProcessingOutputConfig", {}).get("Outputs", [])
 
 
 class ProcessingJob(Job):

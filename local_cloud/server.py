@@ -5,44 +5,55 @@ import json
 import logging
 import os
 import secrets
+import shutil
 import signal
+import socket
 import threading
 
 from werkzeug import Request, Response
+from werkzeug.exceptions import RequestEntityTooLarge
 from werkzeug.serving import make_server
 
 from local_cloud.errors import CloudError, ServiceError
-from local_cloud.instance import MARKER, Instance, home_folder, write_instance
+from local_cloud.instance import (
+    HOST,
+    MARKER,
+    Instance,
+    end_processes,
+    home_folder,
+    processes_of,
+    write_instance,
+)
 
 # moto adds CORS headers for any web page unless told not to, before it is imported.
 os.environ["MOTO_DISABLE_GLOBAL_CORS"] = "true"
 
-from moto.moto_server.werkzeug_app import (  # noqa: E402
+from moto.moto_server.werkzeug_app import (
     DomainDispatcherApplication,
     MotoRequestHandler,
     create_backend_app,
 )
 
-from local_cloud import iam, signature  # noqa: E402
-from local_cloud.api import ControlPlane  # noqa: E402
-from local_cloud.aws import LocalAws  # noqa: E402
-from local_cloud.hosting import Hosting  # noqa: E402
-from local_cloud.processing import Processing  # noqa: E402
-from local_cloud.store import Store  # noqa: E402
-from local_cloud.tags import Tags  # noqa: E402
-from local_cloud.training import Training  # noqa: E402
-from local_cloud.tuning import Tuning  # noqa: E402
+from local_cloud import iam, signature
+from local_cloud.api import ControlPlane
+from local_cloud.aws import LocalAws
+from local_cloud.hosting import Hosting
+from local_cloud.processing import Processing
+from local_cloud.store import Store
+from local_cloud.tags import Tags
+from local_cloud.training import Training
+from local_cloud.tuning import Tuning
 
-HOST = "127.0.0.1"
 MOTO_SERVICES = ("s3", "iam", "sts", "logs")
 MAX_BODY = 1 << 30  # 1 GiB; the clients upload larger objects in parts of 8 MiB.
+MAX_STRANGE_BODY = 1 << 20  # Of requests that do not even name the access key.
 log = logging.getLogger(__name__)
 
 
 class QuietHandler(MotoRequestHandler):
-    """Answers without a log line a request, and keeps connections open between requests."""
+    """Answers without a log line a request."""
 
-    protocol_version = "HTTP/1.1"
+    protocol_version = "HTTP/1.1"  # S3 clients ask "Expect: 100-continue", unknown to 1.0.
 
     def log_request(self, code="-", size="-"):
         pass
@@ -63,10 +74,15 @@ class Cloud:
 
     def __call__(self, environ, start_response):
         request = Request(environ)
-        request.max_content_length = MAX_BODY
+        known = signature.names_key(request.headers, self.instance.access_key)
+        request.max_content_length = MAX_BODY if known else MAX_STRANGE_BODY
         try:
             answer = self.answer(request, environ)
         except ServiceError as error:
+            answer = refusal(request, error)
+        except RequestEntityTooLarge:
+            limit = request.max_content_length
+            error = ServiceError("RequestTooLarge", f"The body is over {limit} bytes.", 413)
             answer = refusal(request, error)
         except Exception:
             log.exception("%s %s", request.method, request.path)
@@ -132,15 +148,25 @@ def serve(port, region, work_folder):
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     application = ApplicationSlot()
     try:
-        server = make_server(HOST, port, application, threaded=True, request_handler=QuietHandler)
-    except (OSError, SystemExit) as error:
+        listener = socket.create_server((HOST, port))
+    except OSError as error:
         raise CloudError(
-            f"port {port} on {HOST} is in use; choose another with --port, or 0 for any free one."
+            f"port {port} on {HOST} cannot be used ({os.strerror(error.errno)}); "
+            "choose another with --port, or 0 for any free one."
         ) from error
+    server = make_server(
+        HOST,
+        port,
+        application,
+        threaded=True,
+        request_handler=QuietHandler,
+        fd=listener.fileno(),
+    )
+    listener.close()
     server.daemon_threads = True
     instance = Instance(
         name=os.environ[MARKER],
-        url=f"http://{HOST}:{server.server_port}",
+        url=f"http://{HOST}:{server.port}",
         pid=os.getpid(),
         region=region,
         access_key="LOCAL" + secrets.token_hex(8).upper(),
@@ -151,6 +177,9 @@ def serve(port, region, work_folder):
     signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown).start())
     write_instance(home_folder(), instance)
     server.serve_forever(poll_interval=0.1)
+    # `stop` does this, too; a plain SIGTERM must not leave the jobs behind either.
+    end_processes([p for p in processes_of(instance.name) if p.pid != instance.pid], grace=2)
+    shutil.rmtree(work_folder, ignore_errors=True)
 
 
 class ApplicationSlot:

@@ -1,5 +1,6 @@
 """The records of jobs, models and endpoints, as the Describe and List calls show them."""
 
+import copy
 import datetime
 import threading
 from collections import defaultdict
@@ -41,7 +42,7 @@ class Store:
         with self._lock:
             if name not in self._records[kind]:
                 raise invalid(f'Could not find {kind} "{name}". Requested resource not found.')
-            return dict(self._records[kind][name])
+            return copy.deepcopy(self._records[kind][name])
 
     def has(self, kind, name):
         with self._lock:
@@ -62,6 +63,23 @@ class Store:
                 function(record)
                 record["LastModifiedTime"] = now()
 
+    def begin(self, kind, name, status, refused, message):
+        """Move a record to a transitional status, unless it is in one that forbids it.
+
+        Args:
+            status: the new status, such as `Stopping`.
+            refused: the statuses in which the request comes too late.
+            message: says why the request is refused; `{status}` stands for the present one.
+
+        Raises:
+            ServiceError: there is no such record, or it is in one of `refused`.
+        """
+        with self._lock:
+            present = self.get(kind, name)[f"{kind}Status"]
+            if present in refused:
+                raise invalid(message.format(status=present))
+            self.change(kind, name, **{f"{kind}Status": status})
+
     def remove(self, kind, name):
         with self._lock:
             self.get(kind, name)
@@ -70,7 +88,7 @@ class Store:
     def all(self, kind):
         """Copies of all records of a kind, oldest first."""
         with self._lock:
-            return [dict(record) for record in self._records[kind].values()]
+            return copy.deepcopy(list(self._records[kind].values()))
 
     def set_tags(self, resource_arn, tags):
         with self._lock:
@@ -97,25 +115,33 @@ def page(records, params, name_field, status_field=None, summary_fields=()):
     wanted.sort(key=lambda r: r[name_field] if by_name else r["CreationTime"])
     if params.get("SortOrder", "Ascending" if by_name else "Descending") == "Descending":
         wanted.reverse()
-    try:
-        first = int(params.get("NextToken") or 0)
-    except ValueError:
-        raise invalid("Invalid pagination token.") from None
+    wanted, token = cut(wanted, params)
+    return [{f: r[f] for f in summary_fields if f in r} for r in wanted], token
+
+
+def cut(records, params):
+    """The part of sorted records that a List call asks for, and the token of the next part."""
+    token = params.get("NextToken") or "0"
+    if not token.isdecimal():
+        raise invalid("Invalid pagination token.")
+    first = int(token)
     last = first + min(params.get("MaxResults") or MAX_PAGE, MAX_PAGE)
-    summaries = [{f: r[f] for f in summary_fields if f in r} for r in wanted[first:last]]
-    return summaries, (str(last) if last < len(wanted) else None)
+    return records[first:last], (str(last) if last < len(records) else None)
 
 
 def matches(record, params, name_field, status_field):
     """Whether a record passes the filters of a List call."""
-    created = record["CreationTime"]
-    checks = (
-        params.get("NameContains", "").lower() in record[name_field].lower(),
-        status_field is None or params.get("StatusEquals") in (None, record[status_field]),
-        "CreationTimeAfter" not in params or created > moment(params["CreationTimeAfter"]),
-        "CreationTimeBefore" not in params or created < moment(params["CreationTimeBefore"]),
-    )
-    return all(checks)
+    if params.get("NameContains", "").lower() not in record[name_field].lower():
+        return False
+    if status_field and params.get("StatusEquals") not in (None, record[status_field]):
+        return False
+    for field in ("CreationTime", "LastModifiedTime"):
+        after, before = params.get(f"{field}After"), params.get(f"{field}Before")
+        if after is not None and record[field] <= moment(after):
+            return False
+        if before is not None and record[field] >= moment(before):
+            return False
+    return True
 
 
 def moment(value):

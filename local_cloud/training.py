@@ -17,7 +17,6 @@ from local_cloud.errors import JobFailed, invalid
 from local_cloud.jobs import (
     Job,
     delete_finished,
-    refuse_unless_running,
     require_one_instance,
     timed,
 )
@@ -27,6 +26,7 @@ KIND = "TrainingJob"
 HOST_NAME = "algo-1"
 DAY = 24 * 3600
 DRIVERS = "sm_drivers"
+INSTALL_AND_RUN = 'python3 -m pip install -r requirements.txt && exec "$@"'
 SUMMARY = (
     "TrainingJobName",
     "TrainingJobArn",
@@ -61,13 +61,12 @@ class Training:
             "DeleteTrainingJob": self.delete,
         }
 
-    def create(self, params, region, tuning_job_arn=None, cpus=None, on_metric=None):
+    def create(self, params, region, tuning_job_arn=None, cpus=None):
         """Start a training job.
 
         Args:
             tuning_job_arn: set where a tuning job starts it.
             cpus: how many processors the job should use; None for all.
-            on_metric: called with (name, value) for every metric the job reports.
         """
         name = params["TrainingJobName"]
         check(params)
@@ -80,14 +79,13 @@ class Training:
             SecondaryStatusTransitions=[transition("Starting")],
             CreationTime=now(),
             LastModifiedTime=now(),
-            FinalMetricDataList=[],
         )
         record.setdefault("EnableManagedSpotTraining", False)
         if tuning_job_arn:
             record["TuningJobArn"] = tuning_job_arn
         self.store.add(KIND, name, record)
         self.store.set_tags(record["TrainingJobArn"], params.get("Tags"))
-        job = TrainingJob(self.store, self.aws, name, region, cpus, on_metric)
+        job = TrainingJob(self.store, self.aws, name, region, cpus)
         self.jobs[name] = job
         job.start()
         return {"TrainingJobArn": record["TrainingJobArn"]}
@@ -101,7 +99,7 @@ class Training:
 
     def stop(self, params, region):
         name = params["TrainingJobName"]
-        refuse_unless_running(self.store.get(KIND, name), KIND)
+        self.store.get(KIND, name)
         self.jobs[name].stop()
 
     def delete(self, params, region):
@@ -121,10 +119,13 @@ def check(params):
             "it has neither a ContainerEntrypoint nor the hyperparameter sagemaker_program."
         )
     for channel in params.get("InputDataConfig", []):
+        if channel["ChannelName"] in (".", ".."):
+            raise invalid(f"{channel['ChannelName']!r} cannot name a channel.")
         source = channel["DataSource"].get("S3DataSource", {})
         if source.get("S3DataType") != "S3Prefix":
             raise invalid(
-                f"local_cloud reads channels of S3DataType S3Prefix; {channel['ChannelName']!r} is not."
+                "local_cloud reads channels of S3DataType S3Prefix; "
+                f"{channel['ChannelName']!r} is not."
             )
     for definition in specification.get("MetricDefinitions", []):
         try:
@@ -154,16 +155,27 @@ def as_text(value):
     return value if isinstance(value, str) else json.dumps(value)
 
 
+def toolkit_arguments(hyperparameters):
+    """Command-line arguments as the toolkit's `mapping.to_cmd_args` makes them."""
+    arguments = []
+    for name, value in sorted(hyperparameters.items()):
+        if isinstance(value, dict):
+            value = ",".join(f"{k}={v}" for k, v in sorted(value.items()))
+        # One dash before a single letter; `True`, where the SDK's drivers say `true`.
+        arguments += [f"--{name}" if len(name) > 1 else f"-{name}"]
+        arguments += ["" if value is None else str(value)]
+    return arguments
+
+
 class TrainingJob(Job):
     """Downloads the channels, runs the script, reads its metrics, uploads what it wrote."""
 
     kind = KIND
     log_group = "/aws/sagemaker/TrainingJobs"
 
-    def __init__(self, store, aws, name, region, cpus, on_metric):
+    def __init__(self, store, aws, name, region, cpus):
         super().__init__(store, aws, name, region)
         self.cpus = cpus
-        self.on_metric = on_metric
         self.training_started = None
         self.final_secondary = None
         specification = self.record["AlgorithmSpecification"]
@@ -183,9 +195,9 @@ class TrainingJob(Job):
 
         self.store.edit(KIND, self.name, edit)
 
-    def stop(self):
+    def mark_stopping(self):
+        super().mark_stopping()
         self.enter("Stopping")
-        super().stop()
 
     def work(self):
         record = self.record
@@ -267,7 +279,7 @@ class TrainingJob(Job):
         return self.toolkit_command(record)
 
     def toolkit_command(self, record):
-        """The command by the contract of the sagemaker-training toolkit, with its `SM_*` variables."""
+        """The command by the contract of the sagemaker-training toolkit."""
         hyperparameters = decoded(record["HyperParameters"])
         program = str(hyperparameters["sagemaker_program"])
         code = self.container.ml / "code"
@@ -284,10 +296,11 @@ class TrainingJob(Job):
             raise JobFailed(f"AlgorithmError: {program!r} is not in {submit_directory!r}.")
         own = {k: v for k, v in hyperparameters.items() if not k.startswith("sagemaker_")}
         self.container.environment.update(self.toolkit_environment(record, own, program))
-        arguments = [text for k, v in own.items() for text in (f"--{k}", as_text(v))]
-        if program.endswith(".sh"):
-            return ["/bin/sh", program, *arguments], code
-        return ["python3", program, *arguments], code
+        interpreter = "/bin/sh" if program.endswith(".sh") else "python3"
+        command = [interpreter, program, *toolkit_arguments(own)]
+        if (code / "requirements.txt").is_file():
+            command = ["/bin/sh", "-c", INSTALL_AND_RUN, "sh", *command]
+        return command, code
 
     def toolkit_environment(self, record, hyperparameters, program):
         """The `SM_*` variables of the toolkit, documented in its README."""
@@ -306,7 +319,7 @@ class TrainingJob(Job):
             "SM_HPS": json.dumps(hyperparameters),
             "SM_HOSTS": json.dumps([HOST_NAME]),
             "SM_CURRENT_HOST": HOST_NAME,
-            "SM_NUM_CPUS": str(os.cpu_count()),
+            "SM_NUM_CPUS": str(self.cpus or os.cpu_count()),
             "SM_NUM_GPUS": str(count_gpus()),
             "SM_NETWORK_INTERFACE_NAME": "lo",
             "SM_LOG_LEVEL": "20",
@@ -332,12 +345,11 @@ class TrainingJob(Job):
         entry = {"MetricName": name, "Value": value, "Timestamp": now()}
 
         def edit(record):
-            others = [m for m in record["FinalMetricDataList"] if m["MetricName"] != name]
+            known = record.get("FinalMetricDataList", [])
+            others = [metric for metric in known if metric["MetricName"] != name]
             record["FinalMetricDataList"] = [*others, entry]
 
         self.store.edit(KIND, self.name, edit)
-        if self.on_metric:
-            self.on_metric(name, value)
 
     def upload(self, record, model):
         """Bring the model, or the output data, to S3; an empty folder gives no object."""

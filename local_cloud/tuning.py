@@ -5,6 +5,7 @@ Hyper-Parameter Optimization", NIPS 2011), `Random` its random sampler. AWS uses
 for the former; the trials therefore differ, the contract does not.
 """
 
+import contextlib
 import math
 import queue
 import threading
@@ -15,13 +16,14 @@ from os import cpu_count
 
 import optuna
 
-from local_cloud.errors import invalid
-from local_cloud.jobs import FINAL, delete_finished, refuse_unless_running
-from local_cloud.store import arn, now, page
+from local_cloud.errors import ServiceError, invalid
+from local_cloud.jobs import FINAL, MAX_REASON, delete_finished
+from local_cloud.store import arn, cut, now, page
 from local_cloud.training import KIND as TRAINING_KIND
 from local_cloud.training import check as check_training
 
 KIND = "HyperParameterTuningJob"
+OBJECTIVE_VALUE = "FinalHyperParameterTuningJobObjectiveMetric"
 STRATEGIES = ("Bayesian", "Random")
 SUMMARY = (
     "HyperParameterTuningJobName",
@@ -100,10 +102,9 @@ class Tuning:
         self.store.get(KIND, name)
         records = [trial.summary() for trial in self.jobs[name].trials]
         if params.get("SortBy") == "FinalObjectiveMetricValue":
-            records.sort(key=objective_of)
-            params = {**params, "SortBy": None}
-            if params.get("SortOrder") != "Ascending":
-                records.reverse()
+            # The service leaves out those that reported none.
+            records = [record for record in records if OBJECTIVE_VALUE in record]
+            records.sort(key=objective_of, reverse=params.get("SortOrder") == "Descending")
             summaries, token = cut(records, params)
         else:
             fields = sorted({field for record in records for field in record})
@@ -114,7 +115,7 @@ class Tuning:
 
     def stop(self, params, region):
         name = params[f"{KIND}Name"]
-        refuse_unless_running(self.store.get(KIND, name), KIND)
+        self.store.get(KIND, name)
         self.jobs[name].stop()
 
     def delete(self, params, region):
@@ -122,17 +123,9 @@ class Tuning:
         self.jobs.pop(params[f"{KIND}Name"], None)
 
 
-def cut(records, params):
-    """A page of records whose order is to stay."""
-    first = int(params.get("NextToken") or 0)
-    last = first + (params.get("MaxResults") or len(records) or 1)
-    return records[first:last], (str(last) if last < len(records) else None)
-
-
 def objective_of(summary):
-    """The objective of a trial's summary; trials without one sort last."""
-    metric = summary.get("FinalHyperParameterTuningJobObjectiveMetric")
-    return metric["Value"] if metric else -math.inf
+    """The objective of the summary of a trial that reported it."""
+    return summary[OBJECTIVE_VALUE]["Value"]
 
 
 def check(params):
@@ -140,7 +133,8 @@ def check(params):
     config = params[f"{KIND}Config"]
     if config["Strategy"] not in STRATEGIES:
         raise invalid(
-            f"local_cloud offers the strategies {' and '.join(STRATEGIES)}, not {config['Strategy']}."
+            f"local_cloud offers the strategies {' and '.join(STRATEGIES)}, "
+            f"not {config['Strategy']}."
         )
     if "TrainingJobDefinition" not in params or "WarmStartConfig" in params:
         raise invalid("local_cloud tunes one TrainingJobDefinition, without a warm start.")
@@ -166,10 +160,15 @@ def distributions(ranges):
     found = {}
     for kind, number in (("Continuous", float), ("Integer", int)):
         for entry in ranges.get(f"{kind}ParameterRanges", []):
-            low, high = number(entry["MinValue"]), number(entry["MaxValue"])
+            try:
+                low, high = number(entry["MinValue"]), number(entry["MaxValue"])
+            except ValueError as error:
+                raise invalid(f"The range of {entry['Name']!r} is not numeric: {error}") from None
             scale = entry.get("ScalingType", "Auto")
-            if low > high or (scale == "Logarithmic" and low <= 0):
-                raise invalid(f"The range of {entry['Name']!r} is empty or not logarithmic.")
+            if not -math.inf < low <= high < math.inf:
+                raise invalid(f"The range of {entry['Name']!r} is empty or not finite.")
+            if scale == "Logarithmic" and low <= 0:
+                raise invalid(f"The logarithmic range of {entry['Name']!r} must begin above 0.")
             if scale == "ReverseLogarithmic":
                 raise invalid("local_cloud does not offer the scaling type ReverseLogarithmic.")
             make = {
@@ -211,15 +210,24 @@ class Trial:
         self.owner, self.proposal, self.tuned = owner, proposal, tuned
         suffix = uuid.uuid4().hex[:8]
         self.name = f"{owner.name}-{number:03d}-{suffix}"
+        self.job = None
 
     @property
     def record(self):
-        return self.owner.store.get(TRAINING_KIND, self.name)
+        """The record of the training job; its last one where it has been deleted."""
+        with contextlib.suppress(ServiceError):
+            self._record = self.owner.store.get(TRAINING_KIND, self.name)
+        return self._record
+
+    def succeeded(self):
+        """Whether the job completed and reported the objective."""
+        return self.record["TrainingJobStatus"] == "Completed" and self.objective() is not None
 
     def objective(self):
         """The last value that the job reported of the objective metric, or None."""
-        metrics = {m["MetricName"]: m["Value"] for m in self.record["FinalMetricDataList"]}
-        value = metrics.get(self.owner.objective["MetricName"])
+        metrics = self.record.get("FinalMetricDataList", [])
+        values = {metric["MetricName"]: metric["Value"] for metric in metrics}
+        value = values.get(self.owner.objective["MetricName"])
         return value if value is not None and math.isfinite(value) else None
 
     def summary(self):
@@ -231,12 +239,11 @@ class Trial:
         summary["TunedHyperParameters"] = self.tuned
         value = self.objective()
         if record["TrainingJobStatus"] in FINAL:
-            succeeded = record["TrainingJobStatus"] == "Completed" and value is not None
-            summary["ObjectiveStatus"] = "Succeeded" if succeeded else "Failed"
+            summary["ObjectiveStatus"] = "Succeeded" if self.succeeded() else "Failed"
         else:
             summary["ObjectiveStatus"] = "Pending"
         if value is not None:
-            summary["FinalHyperParameterTuningJobObjectiveMetric"] = {
+            summary[OBJECTIVE_VALUE] = {
                 "Type": self.owner.objective["Type"],
                 "MetricName": self.owner.objective["MetricName"],
                 "Value": value,
@@ -271,18 +278,28 @@ class TuningJob:
         self.objective = self.config["HyperParameterTuningJobObjective"]
         self.trials = []
         self.stopping = threading.Event()
+        self.lock = threading.Lock()  # A search that ends cannot begin to stop, nor the reverse.
         self._thread = threading.Thread(target=self._run, daemon=True, name=name)
 
     def start(self):
         self._thread.start()
 
     def stop(self):
-        """Start no more trials and stop those that run."""
-        self.stopping.set()
-        self.store.change(KIND, self.name, HyperParameterTuningJobStatus="Stopping")
+        """Start no more trials and stop those that run.
+
+        Raises:
+            ServiceError: the tuning job has ended already.
+        """
+        with self.lock:
+            message = f"The request was rejected because the {KIND} is in status {{status}}."
+            self.store.begin(KIND, self.name, "Stopping", FINAL, message)
+            self.stopping.set()
+        self.stop_trials()
+
+    def stop_trials(self):
         for trial in list(self.trials):
-            if trial.record["TrainingJobStatus"] == "InProgress":
-                self.training.jobs[trial.name].stop()
+            with contextlib.suppress(ServiceError):  # It has ended already.
+                trial.job.stop()
 
     def _run(self):
         status, reason = "Completed", None
@@ -291,13 +308,14 @@ class TuningJob:
             status = "Failed" if reason else "Completed"
         except Exception as error:  # A fault of ours must not leave the job in progress forever.
             status, reason = "Failed", f"InternalServerError: {type(error).__name__}: {error}"
-        if self.stopping.is_set():
-            status, reason = "Stopped", None
-        fields = {"HyperParameterTuningJobStatus": status, "HyperParameterTuningEndTime": now()}
-        if reason:
-            fields["FailureReason"] = reason
         self.refresh()
-        self.store.change(KIND, self.name, **fields)
+        with self.lock:
+            if self.stopping.is_set():
+                status, reason = "Stopped", None
+            fields = {"HyperParameterTuningJobStatus": status, "HyperParameterTuningEndTime": now()}
+            if reason:
+                fields["FailureReason"] = reason[:MAX_REASON]
+            self.store.change(KIND, self.name, **fields)
 
     def search(self):
         """Ask, train and tell until the limit; return why the search failed, or None."""
@@ -316,14 +334,21 @@ class TuningJob:
                 running += 1
             if running == 0:
                 break
-            trial = ended.get()
+            trial = self.next_ended(ended, until)
             running -= 1
             self.tell(study, trial)
             self.refresh()
-        if not any(trial.objective() is not None for trial in self.trials):
-            if self.trials and not self.stopping.is_set():
-                return f"No training job reported {self.objective['MetricName']!r}: " + self.why()
+        if self.trials and not any(trial.succeeded() for trial in self.trials):
+            return f"No training job reported {self.objective['MetricName']!r}: " + self.why()
         return None
+
+    def next_ended(self, ended, until):
+        """The next trial that ends; when the time is over, all that run are stopped."""
+        if until < math.inf:
+            with contextlib.suppress(queue.Empty):
+                return ended.get(timeout=max(0, until - time.monotonic()))
+            self.stop_trials()
+        return ended.get()
 
     def hopeless(self):
         """Whether so many trials failed, and none succeeded, that more would fail, too."""
@@ -338,20 +363,26 @@ class TuningJob:
         definition = self.store.get(KIND, self.name)["TrainingJobDefinition"]
         tuned = {name: as_parameter(value) for name, value in proposal.params.items()}
         trial = Trial(self, len(self.trials) + 1, proposal, tuned)
-        specification = dict(definition["AlgorithmSpecification"])
         params = {field: definition[field] for field in SHARED if field in definition}
         params.update(
             TrainingJobName=trial.name,
-            AlgorithmSpecification=specification,
+            AlgorithmSpecification=definition["AlgorithmSpecification"],
             HyperParameters={**definition.get("StaticHyperParameters", {}), **tuned},
         )
         tuning_arn = self.store.get(KIND, self.name)["HyperParameterTuningJobArn"]
         cpus = max(1, (cpu_count() or 1) // parallel)
         self.training.create(params, self.region, tuning_job_arn=tuning_arn, cpus=cpus)
+        trial.job = self.training.jobs[trial.name]
         self.trials.append(trial)
+        if self.stopping.is_set():  # Since the loop looked; `stop` did not know this trial yet.
+            self.stop_trials()
         self.refresh()
-        job = self.training.jobs[trial.name]
-        threading.Thread(target=lambda: (job.join(), ended.put(trial)), daemon=True).start()
+
+        def wait():
+            trial.job.join()
+            ended.put(trial)
+
+        threading.Thread(target=wait, daemon=True).start()
 
     def tell(self, study, trial):
         """Give the result of an ended trial to the sampler."""

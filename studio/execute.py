@@ -3,23 +3,28 @@
     python -m studio.execute train_and_deploy.ipynb --output build/train_and_deploy.ipynb --html
     python -m studio.execute train_and_deploy.ipynb --output build/fast.ipynb -p TRIALS=2
 
-The notebook runs in its own folder, with this Python as its kernel. Where a cell fails, what was
-executed so far is kept beside the output as *.failed.ipynb, and the output is not touched.
+The notebook runs in its own folder, with this Python as its kernel. Where a cell fails, or Ctrl-C
+ends it, what was executed so far is kept beside the output as *.failed.ipynb, and the output is not
+touched.
 """
 
 import argparse
+import asyncio
 import json
 import os
 import re
+import signal
 import sys
+import tempfile
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nbformat
-from jupyter_client import KernelManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
+from traitlets.config import Config
 
 KERNEL = "python3"
 ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)=(.*)", re.DOTALL)
@@ -67,25 +72,15 @@ def main(args):
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
     started = time.monotonic()
     progress = Progress(notebook)
-    client = NotebookClient(
-        notebook,
-        timeout=None,
-        # By default the kernel would listen on TCP ports, readable for every user of the machine.
-        km=KernelManager(kernel_name=KERNEL, transport="ipc"),
-        resources={"metadata": {"path": str(args.notebook.resolve().parent)}},
-        on_cell_start=progress.start,
-        on_cell_executed=progress.end,
-        on_cell_error=progress.end,
-    )
     try:
-        client.execute()
-    except (CellExecutionError, DeadKernelError) as error:
+        execute(notebook, args.notebook.resolve().parent, progress)
+    except (CellExecutionError, RuntimeError, KeyboardInterrupt) as error:
         progress.close()
         nbformat.write(notebook, failed)
         print(
             f"\nexecute: {reason(error)}\nexecute: {failed} shows how far it came.", file=sys.stderr
         )
-        return 1
+        return 130 if isinstance(error, KeyboardInterrupt) else 1
     progress.close()
     nbformat.write(notebook, args.output)
     print(f"\n{summary(notebook)}")
@@ -93,6 +88,44 @@ def main(args):
     if args.html:
         print(f"to read in a browser:  {render(notebook, args.output)}")
     return 0
+
+
+def execute(notebook, folder, progress):
+    """Run all cells of `notebook` in `folder`; their outputs are written into it.
+
+    Raises:
+        CellExecutionError: a cell failed.
+        RuntimeError: the kernel did not start, or died (DeadKernelError).
+        KeyboardInterrupt: Ctrl-C.
+    """
+    with tempfile.TemporaryDirectory(prefix="kernel-") as sockets, ThreadPoolExecutor(1) as pool:
+        # By default the kernel would listen on TCP ports, readable for every user of the machine.
+        transport = {"transport": "ipc", "ip": f"{sockets}/ipc"}
+        client = NotebookClient(
+            notebook,
+            timeout=None,
+            kernel_name=KERNEL,
+            config=Config(KernelManager=transport),
+            resources={"metadata": {"path": str(folder)}},
+            on_cell_start=progress.start,
+            on_cell_executed=progress.end,
+            on_cell_error=progress.end,
+        )
+        tasks = []
+
+        async def run():
+            tasks.append(asyncio.current_task())
+            await client.async_execute()
+
+        # Not in the main thread, where nbclient would take Ctrl-C and end in a traceback.
+        running = pool.submit(asyncio.run, run())
+        try:
+            running.result()
+        except KeyboardInterrupt:
+            client.shutdown_kernel = "immediate"
+            for task in tasks:
+                task.get_loop().call_soon_threadsafe(task.cancel)
+            raise
 
 
 def set_parameters(notebook, parameters):
@@ -167,7 +200,11 @@ def reason(error):
     """Why the execution ended, in a line."""
     if isinstance(error, CellExecutionError):
         return f"{error.ename}: {error.evalue}"
-    return "the kernel died; was the memory of this machine used up?"
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted."
+    if isinstance(error, DeadKernelError):
+        return "the kernel died; was the memory of this machine used up?"
+    return f"the kernel did not start: {error}"
 
 
 def summary(notebook):
@@ -192,4 +229,5 @@ def render(notebook, output):
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ends as Ctrl-C does.
     sys.exit(main(get_args_parser().parse_args()))

@@ -168,7 +168,7 @@ def test_an_archive_that_unpacks_to_too_much_is_refused_early(tmp_path):
 @pytest.mark.parametrize("data", [b"", b"hello", b"\x1f\x8b\x08\0\0\0\0\0"])
 def test_a_damaged_archive_is_told(tmp_path, data):
     (tmp_path / "model.tar.gz").write_bytes(data)
-    with pytest.raises(ExpectedError, match="holds no|damaged"):
+    with pytest.raises(ExpectedError, match="is damaged"):
         evaluate.read_model(tmp_path)
 
 

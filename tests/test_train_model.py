@@ -85,7 +85,12 @@ def test_the_artifact_is_complete(training_job, stripes):
     assert described["data_hash"] == train.data_hash
     assert described["hyperparameters"]["epochs"] == 4
     assert described["versions"]["torch"] == torch.__version__.partition("+")[0]
-    for name in ("inference.py", "requirements.txt", "vision/classifier.py", "vision/house.mplstyle"):
+    for name in (
+        "inference.py",
+        "requirements.txt",
+        "vision/classifier.py",
+        "vision/house.mplstyle",
+    ):
         assert (model_dir / "code" / name).is_file()
     assert str(stripes) not in json.dumps(described)
 
@@ -165,9 +170,7 @@ def test_a_wrong_argument_ends_with_code_2_and_one_sentence(parser, argv, senten
     assert error.count("\n") == 1
 
 
-def test_a_failure_is_one_sentence_with_code_1_and_reaches_sagemaker(
-    run_script, stripes, tmp_path
-):
+def test_a_failure_is_one_sentence_with_code_1_and_reaches_sagemaker(run_script, stripes, tmp_path):
     shutil.copytree(stripes / "train", tmp_path / "train")
     data = encode(noise(), "JPEG")
     (tmp_path / "train" / "lying" / "broken.jpg").write_bytes(data[: len(data) // 2])
@@ -196,7 +199,9 @@ def break_split(folder, kind):
         (folder / "unknown" / "a.png").write_bytes(encode(noise()))
 
 
-@pytest.mark.parametrize("kind", ["missing", "empty class", "huge picture", "text", "unknown class"])
+@pytest.mark.parametrize(
+    "kind", ["missing", "empty class", "huge picture", "text", "unknown class"]
+)
 def test_broken_validation_data_end_with_code_1(stripes, tmp_path, capsys, kind):
     shutil.copytree(stripes / "valid", tmp_path / "valid")
     break_split(tmp_path / "valid", kind)

@@ -21,6 +21,10 @@ from vision.preprocessing import Preprocessing, decode, open_picture
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 # The version of model.json; a reader refuses one that it does not know.
 SCHEMA_VERSION = 1
+# One forward pass takes 256 small pictures, or as many as have 4 million values: 27 of 224×224 in
+# colour, which even VGG-16 can hold in 2 GB.
+MAX_BATCH = 256
+MAX_BATCH_VALUES = 2**22
 
 
 @dataclass
@@ -40,9 +44,10 @@ class Classifier:
     facts: dict[str, Any] = field(default_factory=dict)
 
     @torch.inference_mode()
-    def logits(self, images: torch.Tensor, batch_size: int = 256) -> torch.Tensor:
+    def logits(self, images: torch.Tensor) -> torch.Tensor:
         """Return float32 logits (N, classes) on the CPU for uint8 pictures (N, C, H, W)."""
         device = next(self.model.parameters()).device
+        batch_size = max(1, min(MAX_BATCH, MAX_BATCH_VALUES // images[0].numel()))
         self.model.eval()
         batches = [
             self.model(self.preprocessing.normalise(batch.to(device))).float().cpu()
@@ -50,9 +55,9 @@ class Classifier:
         ]
         return torch.cat(batches)
 
-    def probabilities(self, images: torch.Tensor, batch_size: int = 256) -> torch.Tensor:
-        """Return calibrated probabilities, float64 (N, classes), for uint8 pictures (N, C, H, W)."""
-        logits = self.logits(images, batch_size).double()
+    def probabilities(self, images: torch.Tensor) -> torch.Tensor:
+        """Return calibrated float64 probabilities (N, classes) for uint8 (N, C, H, W)."""
+        logits = self.logits(images).double()
         return torch.softmax(logits / self.temperature, dim=1)
 
     def decode(self, data: bytes, max_bytes: int | None = None) -> torch.Tensor:

@@ -40,7 +40,9 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    pass
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        # "(default: None)" helps nobody: such a help text says itself what happens without it.
+        return action.help if action.default is None else super()._get_help_string(action)
 
 
 def add_dry_run(parser: ArgumentParser, what: str) -> None:

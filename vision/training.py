@@ -41,8 +41,8 @@ METRICS = {
 }
 
 
-def add_arguments(parser: ArgumentParser, epochs: int) -> None:
-    """Add the data folders and the hyperparameters that training and search share."""
+def add_arguments(parser: ArgumentParser, epochs: int) -> argparse._ArgumentGroup:
+    """Add the folders and hyperparameters that training and search share; return the latter."""
     data = parser.add_argument_group("data: class folders, or .tar files of class folders")
     data.add_argument(
         "--train",
@@ -66,7 +66,8 @@ def add_arguments(parser: ArgumentParser, epochs: int) -> None:
         "--lr",
         type=ranged(float, 0),
         default=0.2,
-        help="peak learning rate: warmed up over the first fifth of all steps, then a cosine to 0",
+        help="peak learning rate: warmed up over the first fifth of all steps, then a cosine to 0; "
+        "vgg16, which has no batch norm, wants 0.01",
     )
     recipe.add_argument(
         "--weight-decay",
@@ -100,6 +101,7 @@ def add_arguments(parser: ArgumentParser, epochs: int) -> None:
     recipe.add_argument(
         "--seed", type=ranged(int, 0), default=0, help="of weights, order and augmentation"
     )
+    return recipe
 
 
 def choose_device() -> tuple[torch.device, torch.dtype | None]:
@@ -113,8 +115,8 @@ def choose_device() -> tuple[torch.device, torch.dtype | None]:
         return torch.device("cuda"), (
             torch.bfloat16 if torch.cuda.get_device_capability() >= (8, 0) else None
         )
-    if "OMP_NUM_THREADS" not in os.environ:
-        # PyTorch counts physical cores; a cloud's vCPUs are hyper-threads of them.
+    if "OMP_NUM_THREADS" not in os.environ and hasattr(os, "sched_getaffinity"):
+        # On Linux PyTorch counts physical cores; a cloud's vCPUs are hyper-threads of them.
         torch.set_num_threads(len(os.sched_getaffinity(0)))
     has_bf16 = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
     return torch.device("cpu"), torch.bfloat16 if has_bf16 else None

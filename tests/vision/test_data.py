@@ -150,7 +150,7 @@ def test_a_tar_with_other_members_is_refused(tmp_path, member):
 def test_a_picture_twice_in_the_shards_is_refused(tmp_path):
     for name in ("a.tar", "b.tar"):
         write_tar(tmp_path / name, {"lying/a.png": b"x"})
-    with pytest.raises(ExpectedError, match="lying/a.png is twice"):
+    with pytest.raises(ExpectedError, match=r"lying/a\.png is twice"):
         list_split(tmp_path)
 
 

@@ -6,7 +6,8 @@ from vision.models import MODEL_NAMES, build_model
 
 # The large ones in grey only: it is the case that adapts them, and building them takes seconds.
 @pytest.mark.parametrize(
-    ("name", "channels"), [*((name, 1) for name in MODEL_NAMES), ("small_resnet", 3), ("resnet18", 3)]
+    ("name", "channels"),
+    [*((name, 1) for name in MODEL_NAMES), ("small_resnet", 3), ("resnet18", 3)],
 )
 def test_every_model_takes_its_channels_and_gives_a_logit_a_class(name, channels):
     model = build_model(name, channels, 5).eval()

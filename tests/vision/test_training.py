@@ -171,7 +171,7 @@ def is_shifted(before, after, mirrored, reach=2):
 def test_it_can_learn_one_batch_by_heart(data_dir):
     batch = as_split(*fashion_mnist(data_dir, 64))
     torch.manual_seed(0)
-    args = arguments(epochs=20)
+    args = arguments(epochs=40)
     classifier = training.new_classifier(args, batch)
     best = fit(classifier, batch, batch, args, StopRequest())
     assert best.metrics["valid_accuracy"] == 1.0
