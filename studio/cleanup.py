@@ -86,6 +86,6 @@ def object_keys(cloud):
     pages = (
         cloud.client("s3")
         .get_paginator("list_objects_v2")
-        .paginate(Bucket=cloud.bucket, Prefix=f"{cloud.prefix}/")
+        .paginate(Bucket=cloud.bucket, Prefix=cloud.prefix)
     )
     return [entry["Key"] for page in pages for entry in page.get("Contents", [])]

@@ -18,7 +18,6 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 ROOT = Path(__file__).resolve().parent.parent
 ROLE_NAME = "image-classifier-course"
-PROJECT = "image-classifier"
 # The newest version that AWS offers for training and inference alike.
 PYTORCH_VERSION, PYTHON_VERSION = "2.6.0", "py312"
 TRAINING_INSTANCE, PROCESSING_INSTANCE, HOSTING_INSTANCE = (
@@ -80,8 +79,8 @@ class Cloud:
 
     @property
     def prefix(self):
-        """Key prefix in the bucket under which this run keeps everything."""
-        return f"{PROJECT}/{self.run}"
+        """What the key of every object of this run begins with; the SDK's own uploads do, too."""
+        return self.run
 
     def s3_uri(self, *parts):
         """The address of something of this run in S3."""
@@ -152,7 +151,8 @@ def connect(where="local"):
         role=find_role(boto_session, bucket) if where == "aws" else make_role(boto_session, bucket),
         bucket=bucket,
         region=region,
-        run=datetime.now(timezone.utc).strftime("course-%Y%m%d-%H%M%S"),
+        # The SDK keeps no more than 20 characters of it in the name of a tuning job.
+        run=datetime.now(timezone.utc).strftime("course-%y%m%d-%H%M%S"),
         training_image=image("training", TRAINING_INSTANCE),
         processing_image=image("training", PROCESSING_INSTANCE),
         inference_image=image("inference", HOSTING_INSTANCE),
@@ -247,7 +247,8 @@ def policy(bucket):
     logs += ["logs:DescribeLogStreams"]
     statements = [
         (["s3:ListBucket"], f"arn:aws:s3:::{bucket}"),
-        (objects, f"arn:aws:s3:::{bucket}/{PROJECT}/*"),
+        # The SDK asks for the whole bucket before it uploads its own files there.
+        (objects, f"arn:aws:s3:::{bucket}/*"),
         (logs, "arn:aws:logs:*:*:log-group:/aws/sagemaker/*"),
         (images, "arn:aws:ecr:*:763104351884:repository/pytorch-*"),
         # These actions know no resources; IAM demands the star.

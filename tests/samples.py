@@ -1,7 +1,8 @@
-"""Pictures for tests, whole and broken."""
+"""Pictures for tests, whole and broken, and the lines that a training job prints."""
 
 import gzip
 import io
+import re
 import struct
 import tarfile
 import zlib
@@ -9,6 +10,16 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+METRIC_LINE = re.compile(
+    r"^epoch=\d+ train_loss=\d+\.\d{4} train_accuracy=[01]\.\d{4} valid_loss=\d+\.\d{4} "
+    r"valid_accuracy=[01]\.\d{4} lr=\S+ seconds=\d+\.\d$",
+    re.MULTILINE,
+)
+LAST_LINE = re.compile(
+    r"^best_epoch=(\d+) best_valid_accuracy=([01]\.\d{4}) best_valid_loss=(\d+\.\d{4})$",
+    re.MULTILINE,
+)
 
 
 def encode(pixels, kind="PNG", **options):

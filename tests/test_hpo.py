@@ -2,7 +2,7 @@ import signal
 
 import pytest
 import torch
-from test_train_model import LAST_LINE, METRIC_LINE
+from samples import LAST_LINE, METRIC_LINE
 
 import hpo
 from vision.cli import run

@@ -1,7 +1,6 @@
 import csv
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -10,7 +9,7 @@ import sys
 import pytest
 import torch
 from conftest import ROOT
-from samples import encode, huge_png, noise, write_tar
+from samples import LAST_LINE, METRIC_LINE, encode, huge_png, noise, write_tar
 from torch.nn import functional as F
 
 import hpo
@@ -18,16 +17,6 @@ import train_model
 from vision.classifier import load_classifier
 from vision.cli import run
 from vision.data import list_split, load_split
-
-METRIC_LINE = re.compile(
-    r"^epoch=\d+ train_loss=\d+\.\d{4} train_accuracy=[01]\.\d{4} valid_loss=\d+\.\d{4} "
-    r"valid_accuracy=[01]\.\d{4} lr=\S+ seconds=\d+\.\d$",
-    re.MULTILINE,
-)
-LAST_LINE = re.compile(
-    r"^best_epoch=(\d+) best_valid_accuracy=([01]\.\d{4}) best_valid_loss=(\d+\.\d{4})$",
-    re.MULTILINE,
-)
 
 
 @pytest.fixture(autouse=True)

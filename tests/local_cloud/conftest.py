@@ -1,167 +1,16 @@
 """A real local cloud for the whole session, started and stopped through its command line."""
 
-import io
 import json
-import os
-import subprocess
-import sys
-import tarfile
-import time
-import uuid
-from pathlib import Path
 
-import boto3
-import psutil
 import pytest
+from harness import BUCKET, ROLE, Cloud, command_line, processes_with
 
-PROJECT = Path(__file__).resolve().parents[2]
-ROLE = "arn:aws:iam::123456789012:role/tester"
-BUCKET = "local-cloud-tests"
-TIMEOUT = 60  # Seconds that any one job may take here.
-FINAL = ("Completed", "Failed", "Stopped")
-
-
-def command_line(home, *arguments):
-    """Run `python -m local_cloud` for the folder `home`."""
-    return subprocess.run(
-        [sys.executable, "-m", "local_cloud", *arguments],
-        cwd=PROJECT,
-        env={**os.environ, "LOCAL_CLOUD_HOME": str(home)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-
-
-def until(condition, timeout=TIMEOUT):
-    """The first true value of `condition()`."""
-    deadline = time.monotonic() + timeout
-    while time.monotonic() < deadline:
-        value = condition()
-        if value:
-            return value
-        time.sleep(0.05)
-    raise AssertionError("it did not happen in time")
-
-
-def processes_with(variable, value):
-    """Living processes that inherited an environment variable."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if (
-                process.status() != psutil.STATUS_ZOMBIE
-                and process.environ().get(variable) == value
-            ):
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
-
-
-def archive(files):
-    """A `.tar.gz` as bytes; `files` maps names to texts."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
-        for name, text in files.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(text.encode())
-            tar.addfile(info, io.BytesIO(text.encode()))
-    return buffer.getvalue()
-
-
-class Cloud:
-    """A running local cloud and clients of it."""
-
-    def __init__(self, home):
-        self.home = Path(home)
-        self.env = json.loads(command_line(home, "env", "--format", "json").stdout)
-        self.url = self.env["AWS_ENDPOINT_URL"]
-        self.server = json.loads((self.home / "server.json").read_text())
-        self.session = boto3.session.Session(
-            aws_access_key_id=self.env["AWS_ACCESS_KEY_ID"],
-            aws_secret_access_key=self.env["AWS_SECRET_ACCESS_KEY"],
-            region_name=self.env["AWS_DEFAULT_REGION"],
-        )
-        self.sagemaker = self.client("sagemaker")
-        self.runtime = self.client("sagemaker-runtime")
-        self.s3 = self.client("s3")
-        self.logs = self.client("logs")
-
-    def client(self, service, **overrides):
-        return self.session.client(service, endpoint_url=self.url, **overrides)
-
-    def put(self, key, body):
-        """Store an object and return its address."""
-        self.s3.put_object(Bucket=BUCKET, Key=key, Body=body)
-        return f"s3://{BUCKET}/{key}"
-
-    def get(self, key):
-        return self.s3.get_object(Bucket=BUCKET, Key=key)["Body"].read()
-
-    def archive_members(self, key):
-        """The files of a stored `.tar.gz` as a dictionary of texts."""
-        with tarfile.open(fileobj=io.BytesIO(self.get(key))) as tar:
-            return {m.name: tar.extractfile(m).read().decode() for m in tar if m.isfile()}
-
-    def training_request(self, script, hyperparameters=None, files=None, **fields):
-        """A CreateTrainingJob request for `script`, by the contract of the training toolkit."""
-        name = f"job-{uuid.uuid4().hex[:12]}"
-        source = self.put(f"source/{name}.tar.gz", archive({"main.py": script, **(files or {})}))
-        request = {
-            "TrainingJobName": name,
-            "AlgorithmSpecification": {"TrainingImage": "any/image:1", "TrainingInputMode": "File"},
-            "RoleArn": ROLE,
-            "OutputDataConfig": {"S3OutputPath": f"s3://{BUCKET}/out"},
-            "ResourceConfig": {
-                "InstanceType": "ml.m5.large",
-                "InstanceCount": 1,
-                "VolumeSizeInGB": 1,
-            },
-            "StoppingCondition": {"MaxRuntimeInSeconds": TIMEOUT},
-            "HyperParameters": {
-                "sagemaker_program": "main.py",
-                "sagemaker_submit_directory": source,
-                **(hyperparameters or {}),
-            },
-        }
-        return {**request, **fields}
-
-    def start_training(self, script, **arguments):
-        """Start a training job and return its name."""
-        request = self.training_request(script, **arguments)
-        self.sagemaker.create_training_job(**request)
-        return request["TrainingJobName"]
-
-    def train(self, script, **arguments):
-        """Run a training job to its end and return its description."""
-        return self.wait_for_training(self.start_training(script, **arguments))
-
-    def wait_for_training(self, name):
-        def ended():
-            description = self.sagemaker.describe_training_job(TrainingJobName=name)
-            return description if description["TrainingJobStatus"] in FINAL else None
-
-        return until(ended)
-
-    def lines(self, group, prefix):
-        """All log lines of the streams that begin with `prefix`."""
-        try:
-            streams = self.logs.describe_log_streams(
-                logGroupName=group, logStreamNamePrefix=prefix
-            )["logStreams"]
-        except self.logs.exceptions.ResourceNotFoundException:
-            return []
-        lines = []
-        for stream in streams:
-            events = self.logs.get_log_events(
-                logGroupName=group, logStreamName=stream["logStreamName"], startFromHead=True
-            )["events"]
-            lines += [event["message"] for event in events]
-        return lines
-
-    def training_lines(self, name):
-        return self.lines("/aws/sagemaker/TrainingJobs", name + "/")
+ROLE_NAME = ROLE.rpartition("/")[2]
+TRUST = {
+    "Effect": "Allow",
+    "Principal": {"Service": "sagemaker.amazonaws.com"},
+    "Action": "sts:AssumeRole",
+}
 
 
 @pytest.fixture(scope="session")
@@ -185,3 +34,24 @@ def own_home(tmp_path):
     home = tmp_path / "home"
     yield home
     command_line(home, "stop")
+
+
+@pytest.fixture(scope="session")
+def sdk(cloud):
+    """A session of the SageMaker SDK, pointed at the cloud by environment variables alone."""
+    patch = pytest.MonkeyPatch()
+    for name, value in cloud.env.items():
+        patch.setenv(name, value)
+    patch.setenv("TelemetryOptOut", "1")
+    from sagemaker.core.helper.session_helper import Session
+
+    iam = cloud.client("iam")
+    iam.create_role(RoleName=ROLE_NAME, AssumeRolePolicyDocument=json.dumps(policy(TRUST)))
+    everything = policy({"Effect": "Allow", "Action": "*", "Resource": "*"})
+    iam.put_role_policy(RoleName=ROLE_NAME, PolicyName="all", PolicyDocument=json.dumps(everything))
+    yield Session(default_bucket=BUCKET)
+    patch.undo()
+
+
+def policy(statement):
+    return {"Version": "2012-10-17", "Statement": [statement]}

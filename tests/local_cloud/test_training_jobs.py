@@ -1,16 +1,18 @@
 """Training jobs: both code contracts, statuses, logs, metrics, artifacts, failures, stopping."""
 
+import io
+import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
+import zipfile
 
 import psutil
 import pytest
 from botocore.exceptions import ClientError
-
-from tests.local_cloud.conftest import BUCKET, ROLE, until
+from harness import BUCKET, ROLE, archive, until
 
 WRITES = """
 import json, os, sys, argparse
@@ -35,7 +37,7 @@ def channel(name, uri):
     return {"ChannelName": name, "DataSource": {"S3DataSource": source}}
 
 
-def with_metrics(cloud, *metrics):
+def with_metrics(*metrics):
     return {
         "TrainingImage": "any/image:1",
         "TrainingInputMode": "File",
@@ -47,13 +49,12 @@ def with_metrics(cloud, *metrics):
 def completed(cloud):
     """The description of one job that used everything."""
     cloud.put("words/a.txt", b"one")
-    cloud.put("words/deep/b.txt", b"two")
-    cloud.s3.delete_object(Bucket=BUCKET, Key="words/deep/b.txt")
+    cloud.put("words/", b"")  # What the S3 console makes for a folder is not a file.
     return cloud.train(
         WRITES,
         hyperparameters={"rate": "0.001", "name": '"Ann"'},
         InputDataConfig=[channel("words", f"s3://{BUCKET}/words/")],
-        AlgorithmSpecification=with_metrics(cloud, ("loss", r"loss=(\S+)"), ("rate", r"rate=(\S+)")),
+        AlgorithmSpecification=with_metrics(("loss", r"loss=(\S+)"), ("rate", r"rate=(\S+)")),
     )
 
 
@@ -75,7 +76,7 @@ def test_secondary_statuses_come_in_the_order_of_the_service(completed):
     transitions = completed["SecondaryStatusTransitions"]
     order = ["Starting", "Downloading", "Training", "Uploading", "Completed"]
     assert [transition["Status"] for transition in transitions] == order
-    for earlier, later in zip(transitions, transitions[1:]):
+    for earlier, later in itertools.pairwise(transitions):
         assert earlier["StartTime"] <= earlier["EndTime"] <= later["StartTime"]
     assert completed["SecondaryStatus"] == "Completed"
     assert completed["CreationTime"] <= completed["TrainingStartTime"]
@@ -227,8 +228,6 @@ def test_a_missing_output_bucket_fails_with_a_sentence(cloud):
 
 @pytest.mark.parametrize("source", ["broken", "unsafe", "absent"])
 def test_bad_source_archives_fail_with_a_sentence(cloud, source):
-    from tests.local_cloud.conftest import archive
-
     body = {"broken": b"no gzip", "unsafe": archive({"../evil.py": "1"}), "absent": archive({})}
     uri = cloud.put(f"bad/{source}.tar.gz", body[source])
     description = cloud.train(
@@ -240,11 +239,25 @@ def test_bad_source_archives_fail_with_a_sentence(cloud, source):
     assert "InternalServerError" not in description["FailureReason"]
 
 
-def test_requirements_are_installed_for_the_job_alone(cloud, tmp_path):
+def wheel(name, version, module):
+    """The bytes of a wheel of one module."""
+    buffer = io.BytesIO()
+    info = f"{name}-{version}.dist-info"
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr(f"{name}.py", module)
+        metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+        archive.writestr(f"{info}/METADATA", metadata)
+        archive.writestr(
+            f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        archive.writestr(f"{info}/RECORD", "")
+    return buffer.getvalue()
+
+
+def test_requirements_are_installed_for_the_job_alone(cloud):
     files = {
-        "requirements.txt": "--no-index\n--no-build-isolation\n./parcel\n",
-        "parcel/pyproject.toml": '[project]\nname = "tiny-parcel"\nversion = "9.9"\n',
-        "parcel/tiny_parcel.py": "WORD = 'unwrapped'\n",
+        "requirements.txt": "--no-index\n./tiny_parcel-9.9-py3-none-any.whl\n",
+        "tiny_parcel-9.9-py3-none-any.whl": wheel("tiny_parcel", "9.9", "WORD = 'unwrapped'"),
     }
     description = cloud.train("import tiny_parcel; print(tiny_parcel.WORD)", files=files)
     assert description["TrainingJobStatus"] == "Completed", description["FailureReason"]
@@ -279,51 +292,28 @@ if n == 13:
 
 
 @pytest.fixture(scope="module")
-def trainer(cloud, tmp_path_factory):
+def trainer(cloud, sdk, tmp_path_factory):
     """A `ModelTrainer` of the unmodified SDK; it talks to the cloud."""
-    from sagemaker.core.helper.session_helper import Session
+    from sagemaker.core.training.configs import Compute, SourceCode
     from sagemaker.train import ModelTrainer
-    from sagemaker.train.configs import Compute, SourceCode
 
-    patch = pytest.MonkeyPatch()
-    for name, value in cloud.env.items():
-        patch.setenv(name, value)
-    patch.setenv("TelemetryOptOut", "1")
     cloud.put("driven/a.txt", b"one")
     source = tmp_path_factory.mktemp("source")
     (source / "driven.py").write_text(DRIVEN)
     (source / "latin.sh").write_bytes(b"# caf\xe9\n")
-    iam = cloud.client("iam")
-    trust = {
-        "Version": "2012-10-17",
-        "Statement": [
-            {
-                "Effect": "Allow",
-                "Principal": {"Service": "sagemaker.amazonaws.com"},
-                "Action": "sts:AssumeRole",
-            }
-        ],
-    }
-    iam.create_role(RoleName="tester", AssumeRolePolicyDocument=json.dumps(trust))
-    policy = {
-        "Version": "2012-10-17",
-        "Statement": [{"Effect": "Allow", "Action": "*", "Resource": "*"}],
-    }
-    iam.put_role_policy(RoleName="tester", PolicyName="all", PolicyDocument=json.dumps(policy))
-    yield ModelTrainer(
+    return ModelTrainer(
         training_image="any/image:1",
         role=ROLE,
-        sagemaker_session=Session(default_bucket=BUCKET),
+        sagemaker_session=sdk,
         source_code=SourceCode(source_dir=str(source), entry_script="driven.py"),
         compute=Compute(instance_type="ml.m5.large", instance_count=1),
         hyperparameters={"n": 3},
         base_job_name="driven",
     )
-    patch.undo()
 
 
 def driven(cloud, trainer, n):
-    from sagemaker.train.configs import InputData
+    from sagemaker.core.training.configs import InputData
 
     trainer.hyperparameters = {"n": n}
     data = InputData(channel_name="words", data_source=f"s3://{BUCKET}/driven/")

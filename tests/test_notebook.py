@@ -1,0 +1,301 @@
+"""The committed notebook, as a reader finds it, and the same cells run again on few pictures."""
+
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import boto3
+import nbformat
+import psutil
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOK = ROOT / "train_and_deploy.ipynb"
+MACHINE = re.compile(r"(?<![\w.])/(root|home|work|tmp|Users|var|mnt|private)/", re.IGNORECASE)
+REGISTRIES = re.compile(r"pypi\.org|pythonhosted\.org|/opt/pypi|/opt/wheels|site-packages")
+FEW = {"PICTURES": 600, "TRIALS": 2, "TRIAL_EPOCHS": 1, "EPOCHS": 3}
+CLOSED_PORT = "http://127.0.0.1:9"
+JOBS = "train_model.py hpo.py evaluate.py inference.py vision studio local_cloud".split()
+
+
+# ---- as committed ----
+
+
+@pytest.fixture(scope="module")
+def committed():
+    return nbformat.read(NOTEBOOK, as_version=4)
+
+
+def code_cells(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def outputs(notebook):
+    return [output for cell in code_cells(notebook) for output in cell.outputs]
+
+
+def text_of(output):
+    """All of an output that is text: streams, plain text, Markdown and HTML, but no pictures."""
+    data = output.get("data", {})
+    parts = [output.get("text", ""), *output.get("traceback", [])]
+    parts += [data[kind] for kind in data if kind.startswith("text/")]
+    return "\n".join(parts)
+
+
+def all_text(notebook):
+    return "\n".join(text_of(output) for output in outputs(notebook))
+
+
+def figures(notebook):
+    return [output for output in outputs(notebook) if "image/png" in output.get("data", {})]
+
+
+def test_it_is_a_valid_notebook_of_bearable_length(committed):
+    nbformat.validate(committed)
+    assert 30 <= len(committed.cells) <= 100
+    assert NOTEBOOK.stat().st_size < 3_000_000
+
+
+def test_its_cells_are_short(committed):
+    lengths = [len(cell.source.splitlines()) for cell in code_cells(committed)]
+    assert max(lengths) <= 20
+    assert sorted(lengths)[len(lengths) // 2] <= 10
+
+
+def test_its_code_is_introduced_by_prose(committed):
+    kinds = [cell.cell_type for cell in committed.cells]
+    bare = [i for i, kind in enumerate(kinds) if kind == "code" and kinds[i - 1] != "markdown"]
+    assert kinds[0] == "markdown"
+    assert len(bare) <= 0.2 * kinds.count("code"), f"cells without prose before them: {bare}"
+
+
+def test_it_is_committed_as_executed_from_top_to_bottom(committed):
+    counts = [cell.execution_count for cell in code_cells(committed)]
+    assert counts == list(range(1, len(counts) + 1))
+
+
+def test_its_outputs_hold_no_error_and_no_warning(committed):
+    assert_clean(committed)
+
+
+def test_it_names_no_path_and_no_host_of_the_machine_that_ran_it(committed):
+    text = "\n".join(cell.source for cell in committed.cells) + all_text(committed)
+    lines = text.splitlines()
+    names = re.compile(rf"{MACHINE.pattern}|{REGISTRIES.pattern}|{re.escape(platform.node())}")
+    assert [line for line in lines if names.search(line)] == []
+
+
+def test_its_links_to_files_of_the_project_lead_somewhere(committed):
+    prose = "\n".join(cell.source for cell in committed.cells if cell.cell_type == "markdown")
+    targets = [t for t in re.findall(r"\]\(([^)]+)\)", prose) if not t.startswith("http")]
+    assert targets
+    assert [target for target in targets if not (ROOT / target).exists()] == []
+
+
+def assert_clean(notebook):
+    bad = [
+        output
+        for output in outputs(notebook)
+        if output.output_type == "error" or output.get("name") == "stderr"
+    ]
+    assert bad == []
+
+
+# ---- run again ----
+
+
+class Run:
+    """The whole notebook on few pictures, in a copy of the project with a cloud of its own."""
+
+    def __init__(self, folder, parameters, environment):
+        self.project = folder / "project"
+        ignored = shutil.ignore_patterns("__pycache__", ".*")
+        for name in JOBS:
+            if (ROOT / name).is_dir():
+                shutil.copytree(ROOT / name, self.project / name, ignore=ignored)
+            else:
+                self.project.mkdir(exist_ok=True)
+                shutil.copy(ROOT / name, self.project)
+        for path in [NOTEBOOK, *ROOT.glob("requirements*.txt")]:
+            shutil.copy(path, self.project)
+        self.output = folder / "run.ipynb"
+        self.home = folder / "cloud"
+        kept = {key: value for key, value in os.environ.items() if not key.startswith("AWS_")}
+        kept.pop("DATA_DIR", None)
+        self.environment = {**kept, "LOCAL_CLOUD_HOME": str(self.home), **environment}
+        options = [f"-p{name}={value}" for name, value in parameters.items()]
+        self.process = self.python(
+            "studio.execute", NOTEBOOK.name, "--output", self.output, "--html", *options
+        )
+        assert self.process.returncode == 0, self.process.stdout + self.process.stderr
+        self.notebook = nbformat.read(self.output, as_version=4)
+
+    def python(self, module, *args):
+        return subprocess.run(
+            [sys.executable, "-m", module, *map(str, args)],
+            cwd=self.project,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=400,
+        )
+
+    def variables(self):
+        """What `python -m local_cloud env` prints for a shell, as a dict."""
+        printed = self.python("local_cloud", "env", "--format", "json").stdout
+        return json.loads(printed)
+
+    def stop(self):
+        return self.python("local_cloud", "stop")
+
+    def output_of(self, words):
+        """The text that the one code cell with these words in it left."""
+        (cell,) = [cell for cell in code_cells(self.notebook) if words in cell.source]
+        return "\n".join(text_of(output) for output in cell.outputs)
+
+
+def run_notebook(folder, parameters, environment):
+    run = None
+    try:
+        run = Run(folder, parameters, environment)
+        yield run
+    finally:
+        home = {"LOCAL_CLOUD_HOME": str(folder / "cloud")}
+        command = [sys.executable, "-m", "local_cloud", "stop"]
+        subprocess.run(command, cwd=ROOT, env={**os.environ, **home}, capture_output=True)
+
+
+@pytest.fixture(scope="module")
+def fashion(data_dir, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fashion")
+    yield from run_notebook(folder, FEW, {"DATA_DIR": str(data_dir)})
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    cut = {name: CLOSED_PORT for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")}
+    folder = tmp_path_factory.mktemp("digits")
+    yield from run_notebook(folder, {**FEW, "PICTURES": 300, "EPOCHS": 2}, cut)
+
+
+def accuracy(run):
+    match = re.search(r"\*\*Test accuracy ([0-9.]+)%\*\*", all_text(run.notebook))
+    return float(match[1]) / 100
+
+
+def test_a_run_on_few_pictures_succeeds_without_a_warning(fashion):
+    assert_clean(fashion.notebook)
+    assert fashion.process.stderr == ""
+
+
+def test_it_really_learns(fashion):
+    assert 0.4 < accuracy(fashion) < 1
+
+
+def test_it_shows_both_trials_and_every_figure(fashion):
+    told = fashion.output_of("follow_tuning")
+    assert "trial 1: completed" in told
+    assert "trial 2: completed" in told
+    assert "trial 3" not in told
+    drawn = sum(
+        "plots." in cell.source or "Image(" in cell.source for cell in code_cells(fashion.notebook)
+    )
+    assert (
+        len(figures(fashion.notebook)) >= drawn - 2
+    )  # The import, and duplicates if there are none.
+    assert len(figures(fashion.notebook)) >= 10
+
+
+def test_its_log_shows_every_epoch_of_the_training(fashion):
+    told = fashion.output_of("trainer.train(")
+    assert re.findall(r"epoch=(\d+)", told) == ["1", "2", "3"]
+
+
+def test_the_endpoint_refuses_what_is_no_picture(fashion):
+    refusal = fashion.output_of("this is no picture")
+    assert "400" in refusal
+    assert "Traceback" not in refusal
+
+
+def test_nothing_is_left_at_its_end(fashion):
+    rows = fashion.output_of("left.set_index").splitlines()
+    left = [int(row.split()[-1]) for row in rows if re.search(r"\s\d+$", row)]
+    assert left == [0] * 7
+
+
+def test_it_prints_where_it_is_and_ends_with_the_summary(fashion):
+    count = len(code_cells(fashion.notebook))
+    cells = re.findall(r"^ *\[(\d+)/(\d+)\] .* [0-9.]+ s$", fashion.process.stdout, re.MULTILINE)
+    assert len(cells) == count
+    assert cells[-1] == (str(count), str(count))
+    closing = fashion.process.stdout[fashion.process.stdout.rindex(f"[{count}/{count}]") :]
+    assert "fashion-mnist" in closing
+    assert f"{accuracy(fashion):.1%}" in closing
+    assert "2 trials" in closing
+
+
+def test_it_can_be_read_in_a_browser(fashion):
+    page = fashion.output.with_suffix(".html").read_text()
+    assert page.count("data:image/png;base64") == len(figures(fashion.notebook))
+    assert f"Test accuracy {accuracy(fashion):.1%}" in page
+
+
+def test_its_jobs_stay_listed_for_boto3(fashion, monkeypatch):
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name, value in fashion.variables().items():
+        monkeypatch.setenv(name, value)
+    client = boto3.session.Session().client("sagemaker")
+    jobs = client.list_training_jobs(SortBy="CreationTime")["TrainingJobSummaries"]
+    assert [job["TrainingJobStatus"] for job in jobs] == ["Completed"] * 3
+    (search,) = client.list_hyper_parameter_tuning_jobs()["HyperParameterTuningJobSummaries"]
+    assert search["TrainingJobStatusCounters"]["Completed"] == 2
+    (evaluation,) = client.list_processing_jobs()["ProcessingJobSummaries"]
+    assert evaluation["ProcessingJobStatus"] == "Completed"
+    assert client.list_endpoints()["Endpoints"] == []
+
+
+def test_its_jobs_stay_listed_for_the_command_line(fashion):
+    printed = fashion.python("local_cloud", "env").stdout
+    aws = Path(sys.executable).with_name("aws")
+    query = "TrainingJobSummaries[].TrainingJobStatus"
+    script = f'{printed}\n"{aws}" sagemaker list-training-jobs --query "{query}" --output text'
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("AWS_")}
+    done = subprocess.run(["bash", "-c", script], env=kept, capture_output=True, text=True)
+    assert done.stdout.split() == ["Completed"] * 3, done.stderr
+    status = fashion.python("local_cloud", "status").stdout
+    assert status.count("Completed") == 5
+
+
+def test_without_data_and_network_the_digits_stand_in_loudly(digits):
+    assert_clean(digits.notebook)
+    banner = digits.output_of("dataset.banner()")
+    assert "This run does not use Fashion-MNIST" in banner
+    assert "DATA_DIR" in banner
+    assert "the fall-back: no Fashion-MNIST here" in digits.process.stdout
+    assert accuracy(digits) > 0.4
+
+
+def test_stop_ends_every_process_and_removes_the_files(fashion):
+    name = json.loads((fashion.home / "server.json").read_text())["name"]
+    assert processes_of(name)
+    assert fashion.stop().stdout == "local_cloud stopped.\n"
+    assert processes_of(name) == []
+    assert not fashion.home.exists()
+
+
+def processes_of(name):
+    """Living processes whose environment names this instance of the local cloud."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if name in process.environ().values() and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
