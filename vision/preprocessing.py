@@ -10,8 +10,7 @@ from PIL import Image, ImageOps
 from vision.errors import PictureError
 
 FORMATS = ("JPEG", "PNG", "WEBP")
-# SageMaker's real-time endpoints accept requests of up to 6 MB (25 MB since 2025, but an answer
-# must come within 60 s, and no camera picture needs more once it is scaled for a classifier).
+# The size of request that SageMaker's real-time endpoints accept.
 MAX_BYTES = 6 * 1024 * 1024
 # 25 megapixels are 75 MB once decoded to RGB: what one worker of a small endpoint can afford.
 MAX_PIXELS = 25_000_000

@@ -1,0 +1,194 @@
+import copy
+import json
+import os
+import subprocess
+import sys
+import time
+from urllib.parse import unquote
+
+import pytest
+from botocore.exceptions import ClientError
+
+from studio.cloud import NETWORK_ACTIONS, ROLE_NAME, ROOT, CloudError, connect, policy
+
+MAY_NAME_NO_RESOURCE = {
+    "ecr:GetAuthorizationToken",
+    "cloudwatch:PutMetricData",
+    *(f"ec2:{action}" for action in NETWORK_ACTIONS),
+}
+
+
+def run_python(source, environment, folder):
+    """Run a program in an environment without any AWS settings but those given."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("AWS_")}
+    nobody = {
+        "HOME": str(folder),
+        "AWS_CONFIG_FILE": str(folder / "none"),
+        "AWS_SHARED_CREDENTIALS_FILE": str(folder / "none"),
+    }
+    return subprocess.run(
+        [sys.executable, "-c", source],
+        cwd=ROOT,
+        env={**kept, **nobody, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+REFUSED = """
+from studio.cloud import CloudError, connect
+try:
+    connect({where!r})
+except CloudError as error:
+    print(error)
+"""
+
+
+def test_another_place_is_refused_by_name():
+    with pytest.raises(CloudError, match=r"WHERE must be .local. or .aws., not 'moon'"):
+        connect("moon")
+
+
+def test_aws_without_a_region_says_what_to_set(tmp_path):
+    done = run_python(REFUSED.format(where="aws"), {}, tmp_path)
+    assert done.stdout.startswith("No AWS region is set; `export AWS_DEFAULT_REGION="), done.stderr
+
+
+def test_aws_without_credentials_says_so_at_once(tmp_path):
+    without = {"AWS_EC2_METADATA_DISABLED": "true", "AWS_DEFAULT_REGION": "eu-west-1"}
+    started = time.monotonic()
+    done = run_python(REFUSED.format(where="aws"), without, tmp_path)
+    assert time.monotonic() - started < 60
+    assert done.stdout.count("\n") == 1
+    assert done.stdout.startswith("No usable AWS credentials (Unable to locate credentials")
+    assert "aws configure" in done.stdout
+
+
+def test_a_profile_of_a_real_account_does_not_win_over_the_local_cloud(cloud, tmp_path):
+    source = "from studio.cloud import connect\nprint(connect('local').describe())"
+    foreign = {"AWS_PROFILE": "work", "AWS_SESSION_TOKEN": "foreign"}
+    done = run_python(source, foreign, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "this machine (local_cloud)" in done.stdout
+
+
+def test_a_proxy_for_the_internet_does_not_come_between(cloud, tmp_path):
+    source = "from studio.cloud import connect\nprint(connect('local').describe())"
+    proxies = dict.fromkeys(("http_proxy", "HTTP_PROXY"), "http://127.0.0.1:9")
+    done = run_python(source, proxies, tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_connecting_again_finds_the_same_cloud(cloud):
+    again = connect("local")
+    assert (again.bucket, again.role, again.region) == (cloud.bucket, cloud.role, cloud.region)
+    endpoints = {c.client("s3").meta.endpoint_url for c in (again, cloud)}
+    assert len(endpoints) == 1
+
+
+def test_the_bucket_is_there_and_a_run_has_its_own_place_in_it(cloud):
+    cloud.client("s3").head_bucket(Bucket=cloud.bucket)
+    assert cloud.s3_uri("data", "train") == f"s3://{cloud.bucket}/{cloud.run}/data/train"
+
+
+def test_the_name_of_a_run_survives_the_sdk_s_shortening_of_job_names(cloud):
+    from sagemaker.core.common_utils import name_from_base
+
+    assert cloud.run in name_from_base(cloud.run, max_length=32, short=True)
+
+
+def test_what_a_reader_is_told_names_no_account(cloud):
+    told = dict(cloud.describe())
+    assert told["runs on"] == "this machine (local_cloud)"
+    assert told["run"] == cloud.run
+    assert told["role"] == ROLE_NAME
+
+
+def test_the_role_allows_named_actions_on_named_resources_only(cloud):
+    iam = cloud.client("iam")
+    stored = iam.get_role_policy(RoleName=ROLE_NAME, PolicyName="course")["PolicyDocument"]
+    document = stored if isinstance(stored, dict) else json.loads(unquote(stored))
+    assert document == policy(cloud.bucket)
+    for statement in document["Statement"]:
+        assert not any("*" in action for action in statement["Action"])
+        if statement["Resource"] == "*":
+            assert set(statement["Action"]) <= MAY_NAME_NO_RESOURCE
+        else:
+            assert statement["Resource"].startswith("arn:aws:")
+
+
+def test_the_sdk_accepts_the_role_for_training(cloud):
+    from sagemaker.core.helper.iam_role_resolver import resolve_and_validate_role
+
+    assert resolve_and_validate_role(cloud.role, "training", cloud.session) == cloud.role
+
+
+@pytest.mark.parametrize("missing", sorted(MAY_NAME_NO_RESOURCE - {"cloudwatch:PutMetricData"})[:2])
+def test_the_sdk_refuses_a_role_that_lacks_an_action(cloud, missing):
+    from sagemaker.core.helper.iam_role_resolver import resolve_and_validate_role
+
+    lacking = copy.deepcopy(policy(cloud.bucket))
+    for statement in lacking["Statement"]:
+        statement["Action"] = [action for action in statement["Action"] if action != missing]
+    iam = cloud.client("iam")
+    put_policy(iam, lacking)
+    try:
+        with pytest.raises(ValueError, match=missing):
+            resolve_and_validate_role(cloud.role, "training", cloud.session)
+    finally:
+        put_policy(iam, policy(cloud.bucket))
+
+
+def put_policy(iam, document):
+    text = json.dumps(document)
+    iam.put_role_policy(RoleName=ROLE_NAME, PolicyName="course", PolicyDocument=text)
+
+
+def test_the_role_may_use_the_bucket_the_sdk_uploads_to_and_no_other(cloud):
+    def decision(resource):
+        answer = cloud.client("iam").simulate_principal_policy(
+            PolicySourceArn=cloud.role, ActionNames=["s3:PutObject"], ResourceArns=[resource]
+        )
+        return answer["EvaluationResults"][0]["EvalDecision"]
+
+    # The first is literally what ModelTrainer asks; where it is denied it uploads elsewhere.
+    assert decision(f"arn:aws:s3:::{cloud.bucket}/*") == "allowed"
+    assert decision("arn:aws:s3:::somebody-elses-bucket/key") == "implicitDeny"
+
+
+def test_the_sdk_reports_its_use_to_nobody(cloud, monkeypatch):
+    from sagemaker.core.telemetry import telemetry_logging
+    from sagemaker.core.telemetry.constants import Feature
+
+    asked = []
+    monkeypatch.setattr(telemetry_logging.requests, "get", lambda url, **_: asked.append(url))
+
+    class Caller:
+        sagemaker_session = cloud.session
+
+        @telemetry_logging._telemetry_emitter(feature=next(iter(Feature)), func_name="anything")
+        def act(self):
+            return "done"
+
+    assert Caller().act() == "done"
+    assert asked == []
+    cloud.session.sagemaker_config = {}
+    try:
+        Caller().act()
+    finally:
+        from studio.cloud import NO_TELEMETRY
+
+        cloud.session.sagemaker_config = NO_TELEMETRY
+    assert asked, "the check above could not have failed"
+
+
+def test_a_bucket_of_somebody_else_is_refused():
+    from studio.cloud import make_bucket
+
+    class Foreign:
+        def head_bucket(self, Bucket):
+            raise ClientError({"Error": {"Code": "403", "Message": "Forbidden"}}, "HeadBucket")
+
+    with pytest.raises(CloudError, match="The bucket mine cannot be used"):
+        make_bucket(Foreign(), "mine", "us-east-1")
