@@ -1,7 +1,7 @@
 """Makes sure that the kernel has what the notebook needs; uses nothing but the standard library.
 
-In the project's own `.venv` there is nothing to do. In SageMaker Studio, or any bare kernel, what is
-missing or too old is installed, and said.
+In the project's own `.venv` there is nothing to do. In SageMaker Studio, or any bare kernel, what
+is missing or too old is installed, and said.
 """
 
 import re

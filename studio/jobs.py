@@ -140,7 +140,9 @@ def trial_line(row):
     known = ("name", "number", "status", "objective", "seconds")
     tuned = {k: v for k, v in row.items() if k not in known}
     words = [f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in tuned.items()]
-    result = f"{row['status'].lower()}, {row['objective']:.4f}"
+    result = row["status"].lower()
+    if row["objective"] == row["objective"]:  # Not NaN: the trial came as far as reporting it.
+        result += f", {row['objective']:.4f}"
     return f"trial {row['number']}: {result} ({', '.join(words)})"
 
 

@@ -20,7 +20,8 @@ MACHINE = re.compile(r"(?<![\w.])/(root|home|work|tmp|Users|var|mnt|private)/", 
 REGISTRIES = re.compile(r"pypi\.org|pythonhosted\.org|/opt/pypi|/opt/wheels|site-packages")
 FEW = {"PICTURES": 600, "TRIALS": 2, "TRIAL_EPOCHS": 1, "EPOCHS": 3}
 CLOSED_PORT = "http://127.0.0.1:9"
-JOBS = "train_model.py hpo.py evaluate.py inference.py vision studio local_cloud".split()
+PARTS = ["train_model.py", "hpo.py", "evaluate.py", "inference.py"]
+PARTS += ["vision", "studio", "local_cloud"]
 
 
 # ---- as committed ----
@@ -32,7 +33,7 @@ def committed():
 
 
 def code_cells(notebook):
-    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+    return [cell for cell in notebook["cells"] if cell.cell_type == "code"]
 
 
 def outputs(notebook):
@@ -115,7 +116,7 @@ class Run:
     def __init__(self, folder, parameters, environment):
         self.project = folder / "project"
         ignored = shutil.ignore_patterns("__pycache__", ".*")
-        for name in JOBS:
+        for name in PARTS:
             if (ROOT / name).is_dir():
                 shutil.copytree(ROOT / name, self.project / name, ignore=ignored)
             else:
@@ -178,7 +179,7 @@ def fashion(data_dir, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory):
-    cut = {name: CLOSED_PORT for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")}
+    cut = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), CLOSED_PORT)
     folder = tmp_path_factory.mktemp("digits")
     yield from run_notebook(folder, {**FEW, "PICTURES": 300, "EPOCHS": 2}, cut)
 
@@ -202,18 +203,16 @@ def test_it_shows_both_trials_and_every_figure(fashion):
     assert "trial 1: completed" in told
     assert "trial 2: completed" in told
     assert "trial 3" not in told
-    drawn = sum(
-        "plots." in cell.source or "Image(" in cell.source for cell in code_cells(fashion.notebook)
-    )
-    assert (
-        len(figures(fashion.notebook)) >= drawn - 2
-    )  # The import, and duplicates if there are none.
-    assert len(figures(fashion.notebook)) >= 10
+    kinds = ("plots.", "Image(")
+    drawing = [c for c in code_cells(fashion.notebook) if c.source.startswith(kinds)]
+    bare = [cell.source for cell in drawing if not figures({"cells": [cell]})]
+    assert len(drawing) >= 8
+    assert bare in ([], [c.source for c in drawing if "duplicates" in c.source])
 
 
 def test_its_log_shows_every_epoch_of_the_training(fashion):
     told = fashion.output_of("trainer.train(")
-    assert re.findall(r"epoch=(\d+)", told) == ["1", "2", "3"]
+    assert re.findall(r"\bepoch=(\d+)", told) == ["1", "2", "3"]
 
 
 def test_the_endpoint_refuses_what_is_no_picture(fashion):
@@ -241,7 +240,7 @@ def test_it_prints_where_it_is_and_ends_with_the_summary(fashion):
 
 def test_it_can_be_read_in_a_browser(fashion):
     page = fashion.output.with_suffix(".html").read_text()
-    assert page.count("data:image/png;base64") == len(figures(fashion.notebook))
+    assert page.count("data:image/png;base64") >= len(figures(fashion.notebook))
     assert f"Test accuracy {accuracy(fashion):.1%}" in page
 
 
@@ -258,6 +257,22 @@ def test_its_jobs_stay_listed_for_boto3(fashion, monkeypatch):
     (evaluation,) = client.list_processing_jobs()["ProcessingJobSummaries"]
     assert evaluation["ProcessingJobStatus"] == "Completed"
     assert client.list_endpoints()["Endpoints"] == []
+    names = [job["TrainingJobName"] for job in jobs]
+    names += [search["HyperParameterTuningJobName"], evaluation["ProcessingJobName"]]
+    run = re.match(r"course-\d{6}-\d{6}", names[-1])[0]  # What clean-up looks for.
+    assert [name for name in names if run not in name] == []
+
+
+def test_not_one_object_is_left_in_s3(fashion):
+    session = boto3.session.Session(region_name=fashion.variables()["AWS_REGION"])
+    keys = ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+    endpoint, key, secret = (fashion.variables()[name] for name in keys)
+    s3 = session.client(
+        "s3", endpoint_url=endpoint, aws_access_key_id=key, aws_secret_access_key=secret
+    )
+    (bucket,) = s3.list_buckets()["Buckets"]
+    found = s3.list_objects_v2(Bucket=bucket["Name"]).get("Contents", [])
+    assert [entry["Key"] for entry in found] == []
 
 
 def test_its_jobs_stay_listed_for_the_command_line(fashion):

@@ -121,7 +121,7 @@ def test_exit_code_and_last_words_of_a_failure(cloud):
 
 
 def test_a_command_that_does_not_exist_fails_with_a_sentence(cloud):
-    description = process(cloud, command=("no-such-program",))
+    description = process(cloud, "x", command=("no-such-program",))
     assert description["ProcessingJobStatus"] == "Failed"
     assert "cannot run 'no-such-program'" in description["FailureReason"]
 

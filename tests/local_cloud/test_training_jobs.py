@@ -297,7 +297,7 @@ def trainer(cloud, sdk, tmp_path_factory):
     from sagemaker.core.training.configs import Compute, SourceCode
     from sagemaker.train import ModelTrainer
 
-    cloud.put("driven/a.txt", b"one")
+    cloud.put("driven-data/a.txt", b"one")
     source = tmp_path_factory.mktemp("source")
     (source / "driven.py").write_text(DRIVEN)
     (source / "latin.sh").write_bytes(b"# caf\xe9\n")
@@ -316,7 +316,7 @@ def driven(cloud, trainer, n):
     from sagemaker.core.training.configs import InputData
 
     trainer.hyperparameters = {"n": n}
-    data = InputData(channel_name="words", data_source=f"s3://{BUCKET}/driven/")
+    data = InputData(channel_name="words", data_source=f"s3://{BUCKET}/driven-data/")
     trainer.train(input_data_config=[data], wait=False)
     return cloud.wait_for_training(trainer._latest_training_job.training_job_name)
 

@@ -1,0 +1,247 @@
+"""Starting and stopping: one server a home, and nothing left behind, however it ends."""
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+from harness import BUCKET, ROLE, Cloud, archive, command_line, processes_with, until
+
+# A job that leaves processes everywhere: a plain child, one that ignores SIGTERM, one that left
+# the session.
+SPAWNS = """
+import signal, subprocess, sys, time
+stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
+children = [
+    subprocess.Popen(["sleep", "600"]),
+    subprocess.Popen([sys.executable, "-c", stubborn]),
+    subprocess.Popen([sys.executable, "-c", stubborn], start_new_session=True),
+]
+print("spawned", flush=True)
+time.sleep(600)
+"""
+SERVES = """
+import subprocess
+
+def model_fn(model_dir):
+    return subprocess.Popen(["sleep", "600"])
+"""
+
+
+def start(home):
+    """A started cloud in `home`."""
+    started = command_line(home, "start")
+    assert started.returncode == 0, started.stderr
+    cloud = Cloud(home)
+    cloud.s3.create_bucket(Bucket=BUCKET)
+    return cloud
+
+
+def populate(cloud):
+    """Run a job and an endpoint; return all processes but the server."""
+    name = cloud.start_training(SPAWNS)
+    model = cloud.put("model.tar.gz", archive({"code/inference.py": SERVES}))
+    container = {"Image": "any/image:1", "ModelDataUrl": model}
+    sagemaker = cloud.sagemaker
+    sagemaker.create_model(ModelName="m", ExecutionRoleArn=ROLE, PrimaryContainer=container)
+    variant = {"VariantName": "v", "ModelName": "m", "InstanceType": "ml.m5.large"}
+    sagemaker.create_endpoint_config(
+        EndpointConfigName="c", ProductionVariants=[{**variant, "InitialInstanceCount": 1}]
+    )
+    sagemaker.create_endpoint(EndpointName="e", EndpointConfigName="c")
+    until(lambda: "spawned" in cloud.training_lines(name))
+    until(lambda: sagemaker.list_endpoints(StatusEquals="InService")["Endpoints"])
+    processes = processes_with("LOCAL_CLOUD_INSTANCE", cloud.server["name"])
+    others = [process for process in processes if process.pid != cloud.server["pid"]]
+    assert len(others) >= 6  # The job, its three, the model server, its one.
+    return others
+
+
+def alive(processes):
+    found = []
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
+
+
+def port_is_free(cloud):
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", int(cloud.url.rpartition(":")[2]))) != 0
+
+
+def test_start_twice_is_one_server(own_home):
+    first, second = command_line(own_home, "start"), command_line(own_home, "start")
+    pattern = r"local_cloud started at http://127.0.0.1:\d+ \(process \d+\)\.\n"
+    assert re.fullmatch(pattern, first.stdout)
+    assert second.returncode == 0
+    assert second.stdout == first.stdout.replace("started", "already running")
+    assert oct((own_home / "server.json").stat().st_mode)[-3:] == "600"
+
+
+def test_starts_at_the_same_moment_are_one_server(own_home):
+    command = [sys.executable, "-m", "local_cloud", "start"]
+    environment = {**os.environ, "LOCAL_CLOUD_HOME": str(own_home)}
+    project = Path(__file__).resolve().parents[2]
+    started = [
+        subprocess.Popen(command, cwd=project, env=environment, stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    words = [process.communicate(timeout=120)[0] for process in started]
+    assert sorted(text.split()[1] for text in words) == ["already", "already", "started"]
+    assert len({re.search(r"process (\d+)", text)[1] for text in words}) == 1
+
+
+def test_not_running(own_home):
+    status = command_line(own_home, "status")
+    assert (status.returncode, status.stdout) == (3, "local_cloud is not running.\n")
+    env = command_line(own_home, "env")
+    assert env.returncode == 1
+    assert env.stderr.count("\n") == 1
+    assert "not running" in env.stderr
+    stop = command_line(own_home, "stop")
+    assert (stop.returncode, stop.stdout) == (0, "local_cloud was not running.\n")
+    assert not own_home.exists()
+
+
+def test_a_port_in_use_is_one_sentence(own_home):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        started = command_line(own_home, "start", "--port", str(port))
+    assert started.returncode == 1
+    assert started.stderr == (
+        f"local_cloud: port {port} on 127.0.0.1 cannot be used (Address already in use); "
+        "choose another with --port, or 0 for any free one.\n"
+    )
+    assert command_line(own_home, "status").returncode == 3
+    left = [path.name for path in own_home.iterdir() if path.is_dir()]
+    assert left == []
+
+
+@pytest.mark.parametrize("port", ["-1", "65536", "http"])
+def test_what_is_no_port_is_refused(own_home, port):
+    started = command_line(own_home, "start", "--port", port)
+    assert started.returncode == 2
+    assert "Traceback" not in started.stderr
+
+
+def test_the_chosen_port_and_region_are_used(own_home):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command_line(own_home, "start", "--port", str(port), "--region", "eu-west-1")
+    cloud = Cloud(own_home)
+    assert cloud.url == f"http://127.0.0.1:{port}"
+    arn = cloud.client("sagemaker").create_model(
+        ModelName="m",
+        ExecutionRoleArn=ROLE,
+        PrimaryContainer={"Image": "i", "ModelDataUrl": "s3://bucket/key"},
+    )["ModelArn"]
+    assert arn == "arn:aws:sagemaker:eu-west-1:123456789012:model/m"
+
+
+def test_an_unwritable_home_is_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    started = command_line(tmp_path / "file" / "home", "start")
+    assert started.returncode == 1
+    assert started.stderr.count("\n") == 1
+    assert "LOCAL_CLOUD_HOME" in started.stderr
+
+
+def test_a_home_with_other_files_keeps_them(own_home):
+    own_home.mkdir()
+    (own_home / "thesis.txt").write_text("precious")
+    start(own_home)
+    command_line(own_home, "stop")
+    assert [path.name for path in own_home.iterdir()] == ["thesis.txt"]
+
+
+def test_env_prints_what_a_shell_can_evaluate(own_home):
+    start(own_home)
+    shell = f'eval "$({sys.executable} -m local_cloud env)" && echo "$AWS_ENDPOINT_URL $no_proxy"'
+    environment = {**os.environ, "LOCAL_CLOUD_HOME": str(own_home), "no_proxy": "example.org"}
+    project = Path(__file__).resolve().parents[2]
+    done = subprocess.run(
+        ["/bin/sh", "-c", shell], cwd=project, env=environment, capture_output=True, text=True
+    )
+    assert done.stdout == f"{Cloud(own_home).url} example.org,127.0.0.1\n"
+
+
+def test_stop_ends_every_process_and_removes_every_file(own_home):
+    cloud = start(own_home)
+    children = populate(cloud)
+    stopped = command_line(own_home, "stop")
+    assert stopped.stdout == "local_cloud stopped.\n"
+    assert alive(children) == []
+    assert port_is_free(cloud)
+    assert not own_home.exists()
+
+
+def test_sigterm_to_the_server_ends_its_children(own_home):
+    cloud = start(own_home)
+    children = populate(cloud)
+    os.kill(cloud.server["pid"], signal.SIGTERM)
+    until(lambda: not alive(children))
+    until(lambda: not Path(cloud.server["work_folder"]).exists())
+
+
+@pytest.mark.parametrize("command", ["start", "stop"])
+def test_after_a_kill_of_the_server_the_next_command_cleans_up(own_home, command):
+    cloud = start(own_home)
+    children = populate(cloud)
+    psutil.Process(cloud.server["pid"]).kill()
+    assert command_line(own_home, "status").returncode == 3
+    assert len(alive(children)) >= 6
+    assert command_line(own_home, command).returncode == 0
+    assert alive(children) == []
+    assert not Path(cloud.server["work_folder"]).exists()
+    if command == "start":
+        new = Cloud(own_home)
+        assert new.server["name"] != cloud.server["name"]
+        assert new.env["AWS_SECRET_ACCESS_KEY"] != cloud.env["AWS_SECRET_ACCESS_KEY"]
+        assert new.sagemaker.list_training_jobs()["TrainingJobSummaries"] == []
+    else:
+        assert not own_home.exists()
+
+
+def test_status_lists_jobs_and_endpoints(cloud):
+    name = cloud.train("print(1)")["TrainingJobName"]
+    status = command_line(cloud.home, "status")
+    assert status.returncode == 0
+    assert status.stdout.startswith(f"local_cloud runs at {cloud.url} ")
+    assert re.search(rf"^training job +{name} +Completed +\d\d:\d\d:\d\d", status.stdout, re.M)
+
+
+def test_the_server_listens_on_this_machine_only(cloud):
+    server = psutil.Process(cloud.server["pid"])
+    addresses = {c.laddr.ip for c in server.net_connections() if c.status == "LISTEN"}
+    assert addresses == {"127.0.0.1"}
+
+
+def test_jobs_survive_the_process_that_started_them(cloud):
+    # As a notebook does whose kernel is started again.
+    script = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from harness import Cloud
+print(Cloud({str(cloud.home)!r}).start_training("import time; time.sleep(1); print('done')"))
+"""
+    started = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    name = started.stdout.strip()
+    assert cloud.wait_for_training(name)["TrainingJobStatus"] == "Completed", started.stderr
+
+
+def test_a_home_with_spaces_works(tmp_path):
+    home = tmp_path / "my home"
+    cloud = start(home)
+    try:
+        assert cloud.train("print(1)")["TrainingJobStatus"] == "Completed"
+    finally:
+        command_line(home, "stop")
+    assert not Path(cloud.server["work_folder"]).exists()

@@ -1,0 +1,90 @@
+import dataclasses
+
+import pytest
+from test_jobs import put, start_training
+
+from studio.cleanup import clean_up, leftovers
+from studio.jobs import follow
+
+
+@pytest.fixture(scope="module")
+def other(cloud):
+    """Another run in the same place."""
+    return dataclasses.replace(cloud, run="course-991231-235959")
+
+
+def host(cloud):
+    """A model and an endpoint configuration of a run; neither starts a process."""
+    client = cloud.client("sagemaker")
+    client.create_model(
+        ModelName=cloud.run,
+        ExecutionRoleArn=cloud.role,
+        PrimaryContainer={
+            "Image": cloud.inference_image,
+            "ModelDataUrl": cloud.s3_uri("model.tar.gz"),
+        },
+    )
+    variant = {"VariantName": "only", "ModelName": cloud.run, "InstanceType": "ml.m5.large"}
+    client.create_endpoint_config(
+        EndpointConfigName=cloud.run, ProductionVariants=[{**variant, "InitialInstanceCount": 1}]
+    )
+
+
+def left(cloud, **options):
+    return dict(leftovers(cloud, **options).itertuples(index=False))
+
+
+NOTHING = {
+    "endpoints": 0,
+    "endpoint configurations": 0,
+    "models": 0,
+    "training jobs running": 0,
+    "tuning jobs running": 0,
+    "processing jobs running": 0,
+    "objects in S3": 0,
+}
+
+
+def test_a_run_that_made_nothing_leaves_nothing(cloud):
+    assert left(cloud) == NOTHING
+
+
+def test_all_of_a_run_is_counted_and_removed_and_nothing_of_another(cloud, other, capsys):
+    for run in (cloud, other):
+        host(run)
+        put(run, "data/train.tar", b"pictures")
+        # Where the SDK puts code: beside the run's own folder, under the name of the job.
+        key = f"{run.run}-train/input/code.tar.gz"
+        run.client("s3").put_object(Bucket=run.bucket, Key=key, Body=b"code")
+    client = cloud.client("sagemaker")
+    client.create_endpoint(EndpointName=cloud.run, EndpointConfigName=cloud.run)
+    running = start_training(cloud, "still-runs", "sleep 60")
+
+    counted = {"endpoints": 1, "endpoint configurations": 1, "models": 1, "objects in S3": 2}
+    assert left(cloud, timeout=0) == {**NOTHING, **counted, "training jobs running": 1}
+
+    client.stop_training_job(TrainingJobName=running)
+    follow(cloud, running)
+    capsys.readouterr()
+    clean_up(cloud)
+    assert capsys.readouterr().out.splitlines() == [
+        f"deleted the endpoint {cloud.run}",
+        f"deleted the endpoint configuration {cloud.run}",
+        f"deleted the model {cloud.run}",
+        "deleted 2 objects in S3",
+    ]
+    assert left(cloud) == NOTHING
+    del counted["endpoints"]
+    assert left(other, timeout=0) == {**NOTHING, **counted}
+
+
+def test_cleaning_up_twice_is_harmless(cloud, capsys):
+    clean_up(cloud)
+    assert capsys.readouterr().out == "deleted 0 objects in S3\n"
+
+
+def test_more_objects_than_one_call_takes_are_all_removed(cloud):
+    for i in range(1003):
+        put(cloud, f"many/{i}", b"")
+    clean_up(cloud)
+    assert left(cloud)["objects in S3"] == 0

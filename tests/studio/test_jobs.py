@@ -1,0 +1,239 @@
+import io
+import re
+import tarfile
+
+import pandas as pd
+import pytest
+
+from studio import jobs
+from studio.jobs import JobFailed, follow, follow_tuning
+
+EVERYTHING = re.compile("")
+
+
+def start_training(cloud, name, script, **fields):
+    """Start a training job that runs a shell script; return its full name."""
+    name = f"{cloud.run}-{name}"
+    cloud.client("sagemaker").create_training_job(
+        TrainingJobName=name,
+        AlgorithmSpecification={
+            "TrainingImage": cloud.training_image,
+            "TrainingInputMode": "File",
+            "ContainerEntrypoint": ["/bin/sh", "-c", script],
+        },
+        RoleArn=cloud.role,
+        OutputDataConfig={"S3OutputPath": cloud.s3_uri("jobs")},
+        ResourceConfig={"InstanceType": "ml.m5.large", "InstanceCount": 1, "VolumeSizeInGB": 1},
+        StoppingCondition={"MaxRuntimeInSeconds": 60},
+        **fields,
+    )
+    return name
+
+
+def tar_gz(files):
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def put(cloud, key, content):
+    """Put an object of this run to S3; return its address."""
+    cloud.client("s3").put_object(Bucket=cloud.bucket, Key=f"{cloud.prefix}/{key}", Body=content)
+    return cloud.s3_uri(key)
+
+
+@pytest.fixture
+def second_of(capsys):
+    """The second at which `follow` printed the line with these words."""
+    printed = []
+
+    def look(words):
+        printed.append(capsys.readouterr().out)
+        (second,) = re.findall(rf"^\[ *(\d+) s\] +{words}$", "".join(printed), re.MULTILINE)
+        return int(second)
+
+    return look
+
+
+def test_log_lines_are_shown_when_they_are_printed(cloud, second_of):
+    script = "echo epoch=1 first; echo chatter of a library; sleep 3; echo epoch=2 second"
+    job = follow(cloud, start_training(cloud, "two-lines", script))
+    assert job["TrainingJobStatus"] == "Completed"
+    assert second_of("epoch=2 second") - second_of("epoch=1 first") >= 2
+    assert second_of("Training") <= second_of("epoch=1 first")
+    with pytest.raises(ValueError, match="not enough values"):
+        second_of("chatter of a library")
+
+
+def test_every_line_is_shown_once_if_asked_for(cloud, capsys):
+    script = "for i in $(seq 2500); do echo line $i of many; done"
+    follow(cloud, start_training(cloud, "many-lines", script), show=EVERYTHING)
+    numbers = re.findall(r"line (\d+) of many", capsys.readouterr().out)
+    assert numbers == [str(i + 1) for i in range(2500)]
+
+
+def test_a_failed_job_raises_its_reason_after_its_lines(cloud, capsys):
+    name = start_training(cloud, "fails", "echo error: no pictures in train; exit 3")
+    with pytest.raises(JobFailed, match=rf"{name}: .*no pictures in train.*exit code: 3"):
+        follow(cloud, name)
+    assert "error: no pictures in train" in capsys.readouterr().out
+
+
+def test_a_stopped_job_is_returned_as_such(cloud):
+    name = start_training(cloud, "stopped", "sleep 60")
+    cloud.client("sagemaker").stop_training_job(TrainingJobName=name)
+    assert follow(cloud, name)["TrainingJobStatus"] == "Stopped"
+
+
+def test_a_processing_job_is_followed_the_same_way(cloud, capsys):
+    name = f"{cloud.run}-processing"
+    cloud.client("sagemaker").create_processing_job(
+        ProcessingJobName=name,
+        AppSpecification={
+            "ImageUri": cloud.processing_image,
+            "ContainerEntrypoint": ["/bin/sh", "-c", "echo accuracy=0.5"],
+        },
+        RoleArn=cloud.role,
+        ProcessingResources={
+            "ClusterConfig": {
+                "InstanceType": "ml.m5.large",
+                "InstanceCount": 1,
+                "VolumeSizeInGB": 1,
+            }
+        },
+    )
+    job = follow(cloud, name, kind="ProcessingJob")
+    assert job["ProcessingJobStatus"] == "Completed"
+    assert "accuracy=0.5" in capsys.readouterr().out
+
+
+TRIAL = """
+import argparse
+parser = argparse.ArgumentParser()
+parser.add_argument("--lr", type=float)
+parser.add_argument("--kind")
+lr = parser.parse_args().lr
+if lr > {limit}:
+    raise SystemExit("diverged")
+print(f"score={{lr}}")
+"""
+
+
+def start_tuning(cloud, name, limit, trials):
+    name = f"{cloud.run}-{name}"
+    source = put(cloud, f"{name}.tar.gz", tar_gz({"trial.py": TRIAL.format(limit=limit).encode()}))
+    ranges = {
+        "ContinuousParameterRanges": [{"Name": "lr", "MinValue": "0.1", "MaxValue": "0.9"}],
+        "CategoricalParameterRanges": [{"Name": "kind", "Values": ["a", "b"]}],
+    }
+    cloud.client("sagemaker").create_hyper_parameter_tuning_job(
+        HyperParameterTuningJobName=name,
+        HyperParameterTuningJobConfig={
+            "Strategy": "Random",
+            "HyperParameterTuningJobObjective": {"Type": "Maximize", "MetricName": "score"},
+            "ResourceLimits": {"MaxNumberOfTrainingJobs": trials, "MaxParallelTrainingJobs": 2},
+            "ParameterRanges": ranges,
+        },
+        TrainingJobDefinition={
+            "StaticHyperParameters": {
+                "sagemaker_program": "trial.py",
+                "sagemaker_submit_directory": source,
+            },
+            "AlgorithmSpecification": {
+                "TrainingImage": cloud.training_image,
+                "TrainingInputMode": "File",
+                "MetricDefinitions": [{"Name": "score", "Regex": "score=([0-9.]+)"}],
+            },
+            "RoleArn": cloud.role,
+            "OutputDataConfig": {"S3OutputPath": cloud.s3_uri("search")},
+            "ResourceConfig": {
+                "InstanceType": "ml.m5.large",
+                "InstanceCount": 1,
+                "VolumeSizeInGB": 1,
+            },
+            "StoppingCondition": {"MaxRuntimeInSeconds": 60},
+        },
+    )
+    return name
+
+
+def test_a_search_is_followed_trial_by_trial(cloud, capsys):
+    table = follow_tuning(cloud, start_tuning(cloud, "search", limit=1, trials=3))
+    assert list(table["number"]) == [1, 2, 3]
+    assert set(table["status"]) == {"Completed"}
+    assert table["objective"].tolist() == pytest.approx(table["lr"].tolist())
+    assert set(table["kind"]) <= {"a", "b"}
+    assert (table["seconds"] > 0).all()
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    for row in table.to_dict("records"):
+        words = rf"trial {row['number']}: completed, {row['objective']:.4f} \(lr .*, kind [ab]\)"
+        assert sum(bool(re.search(words, line)) for line in lines) == 1
+
+
+def test_a_search_whose_trials_all_fail_says_so(cloud, capsys):
+    name = start_tuning(cloud, "diverges", limit=0, trials=1)
+    with pytest.raises(JobFailed, match=name):
+        follow_tuning(cloud, name)
+    printed = capsys.readouterr().out
+    assert "trial 1: failed (" in printed
+    assert "nan" not in printed
+
+
+def test_an_endpoint_that_cannot_start_raises_its_reason(cloud):
+    client, name = cloud.client("sagemaker"), f"{cloud.run}-broken"
+    model = put(cloud, "broken.tar.gz", b"this is no archive")
+    client.create_model(
+        ModelName=name,
+        ExecutionRoleArn=cloud.role,
+        PrimaryContainer={"Image": cloud.inference_image, "ModelDataUrl": model},
+    )
+    variant = {"VariantName": "only", "ModelName": name, "InstanceType": "ml.m5.large"}
+    client.create_endpoint_config(
+        EndpointConfigName=name, ProductionVariants=[{**variant, "InitialInstanceCount": 1}]
+    )
+    client.create_endpoint(EndpointName=name, EndpointConfigName=name)
+    with pytest.raises(JobFailed, match=rf"{name}: .+"):
+        jobs.wait_for_endpoint(cloud, name)
+
+
+def test_an_archive_is_read_without_being_unpacked(cloud):
+    uri = put(cloud, "model.tar.gz", tar_gz({"model.json": b"{}", "code/inference.py": b"pass\n"}))
+    assert jobs.list_archive(cloud, uri) == [("model.json", 2), ("code/inference.py", 5)]
+    assert jobs.read_from_archive(cloud, uri, "code/inference.py") == b"pass\n"
+    with pytest.raises(KeyError, match=r"weights\.pth"):
+        jobs.read_from_archive(cloud, uri, "weights.pth")
+
+
+def test_a_folder_of_s3_is_downloaded_as_it_is(cloud, tmp_path):
+    put(cloud, "report/evaluation.json", b"{}")
+    put(cloud, "report/pictures/matrix.png", b"png")
+    folder = jobs.download(cloud, cloud.s3_uri("report"), tmp_path)
+    assert (folder / "evaluation.json").read_bytes() == b"{}"
+    assert (folder / "pictures" / "matrix.png").read_bytes() == b"png"
+
+
+def test_the_history_is_the_table_that_the_job_wrote(cloud):
+    write = "printf 'epoch,valid_accuracy\\n1,0.5\\n2,0.75\\n' > /opt/ml/output/data/history.csv"
+    job = follow(cloud, start_training(cloud, "history", write))
+    expected = pd.DataFrame({"epoch": [1, 2], "valid_accuracy": [0.5, 0.75]})
+    pd.testing.assert_frame_equal(jobs.history(cloud, job), expected)
+
+
+def test_the_staged_source_is_what_a_job_needs_and_nothing_else(tmp_path):
+    folder = tmp_path / "source"
+    folder.mkdir()
+    (folder / "left-over.py").write_text("")
+    assert jobs.stage_source(folder) == str(folder)
+    names = {path.name for path in folder.iterdir()}
+    assert {"train_model.py", "hpo.py", "evaluate.py", "inference.py", "vision"} <= names
+    others = names - set(jobs.SOURCE)
+    assert others
+    assert all(re.fullmatch(r"requirements-\w+\.txt", name) for name in others)
+    everything = [path.relative_to(folder).as_posix() for path in folder.rglob("*")]
+    assert [path for path in everything if "__pycache__" in path or "/." in path] == []
+    assert "vision/training.py" in everything
