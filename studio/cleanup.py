@@ -6,6 +6,7 @@ import pandas as pd
 
 from studio.jobs import FINAL, poll
 
+BATCH = 1000  # The most objects that one call deletes.
 # What costs money while it exists: (kind, list operation, result, name field, delete operation).
 HOSTING = (
     ("endpoint", "list_endpoints", "Endpoints", "EndpointName", "delete_endpoint"),
@@ -42,8 +43,8 @@ def clean_up(cloud):
             print(f"deleted the {kind} {name}")
     keys = object_keys(cloud)
     s3 = cloud.client("s3")
-    for first in range(0, len(keys), 1000):  # The most that one call takes.
-        batch = [{"Key": key} for key in keys[first : first + 1000]]
+    for first in range(0, len(keys), BATCH):
+        batch = [{"Key": key} for key in keys[first : first + BATCH]]
         s3.delete_objects(Bucket=cloud.bucket, Delete={"Objects": batch})
     print(f"deleted {len(keys)} objects in S3")
 

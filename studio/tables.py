@@ -7,7 +7,8 @@ class Table(pd.DataFrame):
     """A DataFrame without index and header: a few columns that explain themselves."""
 
     def _repr_html_(self):
-        html = self.to_html(index=False, header=False, border=0, notebook=True)
+        with pd.option_context("display.max_colwidth", None):  # An address must not be cut.
+            html = self.to_html(index=False, header=False, border=0, notebook=True)
         return html.replace("<td>", '<td style="text-align: left">')
 
     def __repr__(self):

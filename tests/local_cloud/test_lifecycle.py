@@ -154,23 +154,27 @@ def test_an_unwritable_home_is_one_sentence(tmp_path):
     assert "LOCAL_CLOUD_HOME" in started.stderr
 
 
-def test_a_home_with_other_files_keeps_them(own_home):
-    own_home.mkdir()
-    (own_home / "thesis.txt").write_text("precious")
-    start(own_home)
-    command_line(own_home, "stop")
-    assert [path.name for path in own_home.iterdir()] == ["thesis.txt"]
+def test_a_home_with_spaces_and_other_files(tmp_path):
+    home = tmp_path / "my home"
+    home.mkdir()
+    (home / "thesis.txt").write_text("precious")
+    try:
+        cloud = start(home)
+        assert cloud.train("print(1)")["TrainingJobStatus"] == "Completed"
+    finally:
+        command_line(home, "stop")
+    assert [path.name for path in home.iterdir()] == ["thesis.txt"]
+    assert not Path(cloud.server["work_folder"]).exists()
 
 
-def test_env_prints_what_a_shell_can_evaluate(own_home):
-    start(own_home)
+def test_env_prints_what_a_shell_can_evaluate(cloud):
     shell = f'eval "$({sys.executable} -m local_cloud env)" && echo "$AWS_ENDPOINT_URL $no_proxy"'
-    environment = {**os.environ, "LOCAL_CLOUD_HOME": str(own_home), "no_proxy": "example.org"}
+    environment = {**os.environ, "LOCAL_CLOUD_HOME": str(cloud.home), "no_proxy": "example.org"}
     project = Path(__file__).resolve().parents[2]
     done = subprocess.run(
         ["/bin/sh", "-c", shell], cwd=project, env=environment, capture_output=True, text=True
     )
-    assert done.stdout == f"{Cloud(own_home).url} example.org,127.0.0.1\n"
+    assert done.stdout == f"{cloud.url} example.org,127.0.0.1\n"
 
 
 def test_stop_ends_every_process_and_removes_every_file(own_home):
@@ -235,13 +239,3 @@ print(Cloud({str(cloud.home)!r}).start_training("import time; time.sleep(1); pri
     started = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     name = started.stdout.strip()
     assert cloud.wait_for_training(name)["TrainingJobStatus"] == "Completed", started.stderr
-
-
-def test_a_home_with_spaces_works(tmp_path):
-    home = tmp_path / "my home"
-    cloud = start(home)
-    try:
-        assert cloud.train("print(1)")["TrainingJobStatus"] == "Completed"
-    finally:
-        command_line(home, "stop")
-    assert not Path(cloud.server["work_folder"]).exists()

@@ -12,6 +12,7 @@ import json, os, sys
 source, target = sys.argv[1], sys.argv[2]
 names = sorted(os.listdir(source))
 print("options", sys.argv[3:], flush=True)
+print("beside", sorted(os.listdir(os.path.dirname(sys.argv[0]) or ".")), flush=True)
 with open(os.path.join(target, "names.json"), "w") as file:
     json.dump(names, file)
 """
@@ -89,6 +90,7 @@ def test_inputs_arguments_and_outputs_by_boto3(cloud):
     assert description["ProcessingJobStatus"] == "Completed", description.get("FailureReason")
     assert json.loads(cloud.get("names/names.json")) == ["a b+c%20?é.txt", "deep"]
     assert "options ['--mode', 'quick']" in lines(cloud, description)
+    assert "beside ['summarise.py']" in lines(cloud, description)
     assert description["CreationTime"] <= description["ProcessingStartTime"]
     assert description["ProcessingStartTime"] <= description["ProcessingEndTime"]
 

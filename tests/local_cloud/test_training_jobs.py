@@ -316,6 +316,8 @@ def driven(cloud, trainer, n):
     from sagemaker.core.training.configs import InputData
 
     trainer.hyperparameters = {"n": n}
+    # The SDK appends the second to the name: two trainings in one second would collide.
+    trainer.base_job_name = f"driven-{n}"
     data = InputData(channel_name="words", data_source=f"s3://{BUCKET}/driven-data/")
     trainer.train(input_data_config=[data], wait=False)
     return cloud.wait_for_training(trainer._latest_training_job.training_job_name)

@@ -1,8 +1,9 @@
 import dataclasses
 
 import pytest
-from test_jobs import put, start_training
+from tiny_jobs import put, start_training
 
+from studio import cleanup
 from studio.cleanup import clean_up, leftovers
 from studio.jobs import follow
 
@@ -83,8 +84,9 @@ def test_cleaning_up_twice_is_harmless(cloud, capsys):
     assert capsys.readouterr().out == "deleted 0 objects in S3\n"
 
 
-def test_more_objects_than_one_call_takes_are_all_removed(cloud):
-    for i in range(1003):
+def test_more_objects_than_one_call_takes_are_all_removed(cloud, monkeypatch):
+    monkeypatch.setattr(cleanup, "BATCH", 2)
+    for i in range(5):
         put(cloud, f"many/{i}", b"")
     clean_up(cloud)
     assert left(cloud)["objects in S3"] == 0

@@ -1,0 +1,58 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from studio.evaluation import Evaluation, largest_gap, time_requests
+
+NAMES = ["bag", "boot", "coat"]
+
+
+def write_report(folder, counts):
+    rows = {name: {"precision": 0.5, "recall": 0.25, "f1": 1 / 3, "support": 4} for name in NAMES}
+    matrix = {"class_names": NAMES, "counts": counts}
+    report = {"accuracy": 0.5, "classes": rows, "confusion_matrix": matrix}
+    (folder / "evaluation.json").write_text(json.dumps(report))
+    predictions = "file,label,confidence\nbag/0.png,bag,0.9\nboot/0.png,bag,0.6\n"
+    (folder / "predictions.csv").write_text(predictions)
+    return Evaluation(folder)
+
+
+def test_a_report_reads_as_a_dict_and_as_tables(tmp_path):
+    evaluation = write_report(tmp_path, [[4, 0, 0], [0, 4, 0], [0, 0, 4]])
+    assert evaluation["accuracy"] == 0.5
+    table = evaluation.classes()
+    assert list(table.index) == NAMES
+    assert table.loc["boot", "support"] == 4
+    assert table["support"].dtype.kind == "i"
+    assert evaluation.picture("matrix") == str(tmp_path / "matrix.png")
+
+
+def test_the_hardest_pair_counts_mistakes_both_ways(tmp_path):
+    # coat for bag once and bag for coat 4 times are 5; boot for bag 4 times only.
+    evaluation = write_report(tmp_path, [[10, 4, 1], [0, 10, 1], [4, 0, 10]])
+    told = evaluation.hardest()
+    assert told.startswith("**bag** and **coat** are confused most")
+    assert "5 of the 10 mistakes (50%)" in told
+
+
+def test_without_a_mistake_no_pair_is_named(tmp_path):
+    evaluation = write_report(tmp_path, [[4, 0, 0], [0, 4, 0], [0, 0, 4]])
+    assert evaluation.hardest() == "Not one test picture was mistaken."
+
+
+def test_the_largest_gap_is_over_all_pictures_asked(tmp_path):
+    evaluation = write_report(tmp_path, [[4, 0, 0], [0, 4, 0], [0, 0, 4]])
+    answers = [
+        (Path("somewhere/0.png"), {"confidence": 0.9}, "bag"),
+        (Path("elsewhere/0.png"), {"confidence": 0.35}, "boot"),
+    ]
+    assert largest_gap(evaluation, answers) == pytest.approx(0.25)
+
+
+def test_requests_are_timed_one_by_one_over_the_pictures_in_turn():
+    asked = []
+    durations = time_requests(asked.append, [b"a", b"b"], count=5)
+    assert asked == [b"a", b"b", b"a", b"b", b"a"]
+    assert len(durations) == 5
+    assert all(duration > 0 for duration in durations)
