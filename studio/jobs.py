@@ -77,6 +77,14 @@ def follow(cloud, name, kind="TrainingJob", show=OUR_LINES):
     return job
 
 
+def latest_job(cloud, part):
+    """Name of the latest training job whose name contains `part`."""
+    answer = cloud.client("sagemaker").list_training_jobs(
+        NameContains=part, SortBy="CreationTime", SortOrder="Descending", MaxResults=1
+    )
+    return answer["TrainingJobSummaries"][0]["TrainingJobName"]
+
+
 def poll(cloud):
     return POLL_LOCAL if cloud.is_local else POLL_AWS
 
