@@ -153,9 +153,9 @@ class Progress:
         self.headings = {}
         heading = ""
         for index, cell in enumerate(notebook.cells):
-            found = re.search(r"^#+ (.+)$", cell.source, re.MULTILINE)
+            found = re.findall(r"^#+ (.+)$", cell.source, re.MULTILINE)
             if cell.cell_type == "markdown" and found:
-                heading = found[1]
+                heading = found[-1]
             if cell.cell_type == "code" and cell.source.strip():
                 self.headings[index] = heading
         self.numbers = {index: i + 1 for i, index in enumerate(self.headings)}
@@ -173,15 +173,15 @@ class Progress:
         number = f"[{self.numbers[cell_index]}/{len(self.numbers)}]"
         self.label = f"{number:>8} {self.headings[cell_index][:34]:34} {first[:40]:40}"
         self.since = time.monotonic()
-        if self.live:
-            self._write()
+        print(self.label, end="", flush=True)
 
     def end(self, cell, cell_index, execute_reply=None):
         if self.since is None:
             return
         label, seconds, self.since = self.label, time.monotonic() - self.since, None
-        start = "\r" if self.live else ""
-        print(f"{start}{label} {seconds:6.1f} s", flush=True)
+        # On a terminal the clock has already written behind the label.
+        again = f"\r{label}" if self.live else ""
+        print(f"{again} {seconds:6.1f} s", flush=True)
 
     def close(self):
         self.done.set()

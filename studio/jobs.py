@@ -43,6 +43,8 @@ def stage_source(folder="build/source"):
             shutil.copy(ROOT / name, folder / name)
     for path in ROOT.glob("requirements-*.txt"):
         shutil.copy(path, folder / path.name)
+    # A tuner's trials can name no requirements; their container installs those of this name.
+    shutil.copy(ROOT / "requirements-train.txt", folder / "requirements.txt")
     return str(folder)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 from numpy.typing import ArrayLike
 from PIL import Image, ImageOps
 
@@ -186,6 +186,9 @@ def tuning_trials(trials: pd.DataFrame) -> Figure:
         ring = {"marker": "o", "markersize": 12, "fillstyle": "none", "linestyle": "none"}
         left.plot(stopped["lr"], stopped["accuracy"], color=UNSURE, label="stopped early", **ring)
     left.set_xscale("log")
+    left.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    left.xaxis.set_major_formatter("{x:g}")
+    left.xaxis.set_minor_formatter(NullFormatter())
     left.set_xlabel("learning rate, log scale")
     left.set_ylabel("validation accuracy")
     left.yaxis.set_major_formatter(PercentFormatter(1))

@@ -82,7 +82,7 @@ def worst_mistakes(mistakes: Sequence[Mapping[str, Any]]) -> Figure:
         for axes, mistake in zip(grid.flat, mistakes, strict=False):
             axes.imshow(mistake["picture"], cmap="gray", vmin=0, vmax=255)
             axes.set_title(
-                f"{mistake['predicted']} {mistake['confidence']:.0%}\nis {mistake['true']}",
+                f"said {mistake['predicted']}, {mistake['confidence']:.0%}\nis {mistake['true']}",
                 fontsize=8,
                 fontweight="normal",
                 loc="center",

@@ -36,7 +36,7 @@ METRICS = {
     "train_accuracy": ".4f",
     "valid_loss": ".4f",
     "valid_accuracy": ".4f",
-    "lr": ".6g",
+    "lr": ".3g",
     "seconds": ".1f",
 }
 

@@ -197,7 +197,7 @@ def test_the_staged_source_is_what_a_job_needs_and_nothing_else(tmp_path):
     assert {"train_model.py", "hpo.py", "evaluate.py", "inference.py", "vision"} <= names
     others = names - set(jobs.SOURCE)
     assert others
-    assert all(re.fullmatch(r"requirements-\w+\.txt", name) for name in others)
+    assert all(re.fullmatch(r"requirements(-\w+)?\.txt", name) for name in others)
     everything = [path.relative_to(folder).as_posix() for path in folder.rglob("*")]
     assert [path for path in everything if "__pycache__" in path or "/." in path] == []
     assert "vision/training.py" in everything
