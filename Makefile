@@ -20,7 +20,7 @@ run: venv  ## run the whole course on this machine; leaves build/train_and_deplo
 test: venv  ## lint and test everything
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
-	@$(PY) -m pytest
+	@$(PY) -m pytest -n 2 --dist loadfile
 
 notebook: venv  ## execute the committed notebook again, in place
 	@$(PY) -m studio.execute $(NOTEBOOK) --output $(NOTEBOOK)

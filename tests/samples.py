@@ -3,6 +3,7 @@
 import gzip
 import io
 import re
+import signal
 import struct
 import tarfile
 import zlib
@@ -88,3 +89,8 @@ def fashion_mnist(data_dir, count):
     with gzip.open(raw / "train-labels-idx1-ubyte.gz") as file:
         labels = np.frombuffer(file.read(8 + count), np.uint8, offset=8)
     return pixels.reshape(-1, 1, 28, 28).copy(), labels.astype(np.int64)
+
+
+def heed_ctrl_c():
+    """For `preexec_fn`: a process heeds SIGINT even where the tests run in the background."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

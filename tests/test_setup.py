@@ -13,6 +13,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from samples import heed_ctrl_c
 
 ROOT = Path(__file__).resolve().parent.parent
 CLOSED_PORT = "http://127.0.0.1:9"
@@ -74,6 +75,7 @@ class Project:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            preexec_fn=heed_ctrl_c,
         )
 
     def make(self, **options):

@@ -8,6 +8,7 @@ from pathlib import Path
 import nbformat
 import psutil
 import pytest
+from samples import heed_ctrl_c
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PARAMETERS = ["parameters"]
@@ -123,6 +124,7 @@ def test_an_interrupted_run_ends_at_once_with_its_kernel(tmp_path, number):
         command(tmp_path, cells),
         cwd=ROOT,
         env={**os.environ, "TMPDIR": str(tmp_path)},
+        preexec_fn=heed_ctrl_c,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
