@@ -119,6 +119,12 @@ def connect(where="local"):
         # A profile of a real account would win over the variables just set.
         for name in ("AWS_PROFILE", "AWS_DEFAULT_PROFILE", "AWS_SESSION_TOKEN"):
             os.environ.pop(name, None)
+    elif os.environ.get("AWS_ENDPOINT_URL"):
+        # Set by `connect("local")` in this kernel, or by `local_cloud env` in its shell.
+        raise CloudError(
+            f"AWS_ENDPOINT_URL points to {os.environ['AWS_ENDPOINT_URL']}, not to AWS; "
+            "restart the kernel from a shell where it is not set."
+        )
     # Only now: these modules ask for a region when they are imported.
     from sagemaker.core import image_uris
     from sagemaker.core.helper.session_helper import Session

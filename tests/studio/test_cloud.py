@@ -65,6 +65,12 @@ def test_aws_without_credentials_says_so_at_once(tmp_path):
     assert "aws configure" in done.stdout
 
 
+def test_aws_is_not_mistaken_for_the_local_cloud(tmp_path):
+    pointed = {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_DEFAULT_REGION": "eu-west-1"}
+    done = run_python(REFUSED.format(where="aws"), pointed, tmp_path)
+    assert done.stdout.startswith("AWS_ENDPOINT_URL points to http://127.0.0.1:9, not to AWS")
+
+
 def test_a_profile_of_a_real_account_does_not_win_over_the_local_cloud(cloud, tmp_path):
     source = "from studio.cloud import connect\nprint(connect('local').describe())"
     foreign = {"AWS_PROFILE": "work", "AWS_SESSION_TOKEN": "foreign"}
