@@ -137,7 +137,7 @@ def device(name):
         *(link("model.json", "/etc/passwd"), link("up", "..")),
         device("null"),
     ],
-    ids=str,
+    ids=["sibling", "outside", "link", "link-up", "device"],
 )
 def test_an_unsafe_archive_is_refused(tmp_path, capsys, member):
     inside = tmp_path / "model"
