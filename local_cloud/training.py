@@ -26,6 +26,7 @@ KIND = "TrainingJob"
 HOST_NAME = "algo-1"
 DAY = 24 * 3600
 DRIVERS = "sm_drivers"
+TUNING_OBJECTIVE = "_tuning_objective_metric"  # Added by tuning jobs: the metric's name.
 INSTALL_AND_RUN = 'python3 -m pip install -r requirements.txt && exec "$@"'
 SUMMARY = (
     "TrainingJobName",
@@ -61,12 +62,14 @@ class Training:
             "DeleteTrainingJob": self.delete,
         }
 
-    def create(self, params, region, tuning_job_arn=None, cpus=None):
+    def create(self, params, region, tuning_job_arn=None, cpus=None, on_metric=None):
         """Start a training job.
 
         Args:
             tuning_job_arn: set where a tuning job starts it.
             cpus: how many processors the job should use; None for all.
+            on_metric: called with (name, value) for every value of a metric that the job prints,
+                in their order, from the thread that reads them.
         """
         name = params["TrainingJobName"]
         check(params)
@@ -85,7 +88,7 @@ class Training:
             record["TuningJobArn"] = tuning_job_arn
         self.store.add(KIND, name, record)
         self.store.set_tags(record["TrainingJobArn"], params.get("Tags"))
-        job = TrainingJob(self.store, self.aws, name, region, cpus)
+        job = TrainingJob(self.store, self.aws, name, region, cpus, on_metric)
         self.jobs[name] = job
         job.start()
         return {"TrainingJobArn": record["TrainingJobArn"]}
@@ -155,6 +158,11 @@ def as_text(value):
     return value if isinstance(value, str) else json.dumps(value)
 
 
+def is_platform_parameter(name):
+    """Whether a hyperparameter is meant for the toolkit, which does not pass it to the script."""
+    return name.startswith("sagemaker_") or name == TUNING_OBJECTIVE
+
+
 def toolkit_arguments(hyperparameters):
     """Command-line arguments as the toolkit's `mapping.to_cmd_args` makes them."""
     arguments = []
@@ -173,9 +181,10 @@ class TrainingJob(Job):
     kind = KIND
     log_group = "/aws/sagemaker/TrainingJobs"
 
-    def __init__(self, store, aws, name, region, cpus):
+    def __init__(self, store, aws, name, region, cpus, on_metric=None):
         super().__init__(store, aws, name, region)
         self.cpus = cpus
+        self.on_metric = on_metric
         self.training_started = None
         self.final_secondary = None
         specification = self.record["AlgorithmSpecification"]
@@ -294,7 +303,7 @@ class TrainingJob(Job):
             raise JobFailed(f"AlgorithmError: {program!r} is outside the submitted code.")
         if not (code / program).is_file():
             raise JobFailed(f"AlgorithmError: {program!r} is not in {submit_directory!r}.")
-        own = {k: v for k, v in hyperparameters.items() if not k.startswith("sagemaker_")}
+        own = {k: v for k, v in hyperparameters.items() if not is_platform_parameter(k)}
         self.container.environment.update(self.toolkit_environment(record, own, program))
         interpreter = "/bin/sh" if program.endswith(".sh") else "python3"
         command = [interpreter, program, *toolkit_arguments(own)]
@@ -340,6 +349,8 @@ class TrainingJob(Job):
             except (ValueError, IndexError):
                 continue  # The service ignores what is not a number, too.
             self.keep_metric(name, value)
+            if self.on_metric:
+                self.on_metric(name, value)
 
     def keep_metric(self, name, value):
         entry = {"MetricName": name, "Value": value, "Timestamp": now()}
