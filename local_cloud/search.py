@@ -19,6 +19,7 @@ from optuna.trial import TrialState
 
 REDUCTION = 3  # Hyperband's eta, by the paper's advice: the best third goes on.
 COUNTABLE = 10_000  # Combinations up to which none is tried twice; of more, repeats are rare.
+DRAWS = 20  # Of the sampler, before one of the untried combinations is taken at random.
 MAX_SEED = 2**32  # Of NumPy's generators.
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -87,16 +88,23 @@ class OptunaSearch:
 
     def ask(self):
         """The next proposal; None when every combination has been tried."""
+        for _ in range(DRAWS):
+            proposal = self.draw()
+            if proposal is not None:
+                return proposal
+        untried = self.untried()
+        if not untried:
+            return None
+        self.study.enqueue_trial(self.random.choice(untried))
+        return self.draw()
+
+    def draw(self):
+        """What the sampler proposes; None where that has been tried."""
         trial = self.study.ask(self.space)
-        tuned = self.texts(trial.params)
+        tuned = {each.name: each.text(trial.params[each.name]) for each in self.ranges}
         if self.countable and key_of(tuned) in self.tried:
             self.study.tell(trial, state=TrialState.FAIL)
-            untried = self.untried()
-            if not untried:
-                return None
-            self.study.enqueue_trial(self.random.choice(untried))
-            trial = self.study.ask(self.space)
-            tuned = self.texts(trial.params)
+            return None
         self.tried.add(key_of(tuned))
         return Proposal(tuned, trial)
 
@@ -126,13 +134,11 @@ class OptunaSearch:
         proposal.trial.report(value, step)
         return proposal.trial.should_prune()
 
-    def texts(self, params):
-        return {each.name: each.text(params[each.name]) for each in self.ranges}
-
     def untried(self):
         rows = itertools.product(*map(values_of, self.ranges))
-        found = (dict(zip(self.space, row)) for row in rows)
-        return [params for params in found if key_of(self.texts(params)) not in self.tried]
+        return [
+            dict(zip(self.space, row)) for row in rows if tuple(map(str, row)) not in self.tried
+        ]
 
 
 def make_search(config, ranges, maximize, seed, jobs, resources):
