@@ -6,11 +6,11 @@ https://docs.aws.amazon.com/sagemaker/latest/dg/automatic-model-tuning-warm-star
 from local_cloud import trials
 from local_cloud.errors import invalid
 from local_cloud.jobs import FINAL
-from local_cloud.training import DRIVERS, TUNING_OBJECTIVE
 from local_cloud.trials import TUNING_KIND
-from local_cloud.tuning_request import read_definitions
+from local_cloud.tuning_request import TUNING_OBJECTIVE, read_definitions
 
 MAX_PARENTS = 5
+DRIVERS = "sm_drivers"  # The channel of the SDK's own scripts, uploaded anew for every job.
 MAX_CHANGES = 10  # Of values of static hyperparameters, and of tuned ones that became static.
 
 
@@ -101,7 +101,7 @@ def algorithm(definition, field):
 
 
 def channels(definition):
-    """The data sources by channel, without the code that the SDK uploads anew for every job."""
+    """The data sources by channel, without the SDK's own scripts."""
     found = definition.request.get("InputDataConfig", [])
     return {each["ChannelName"]: each["DataSource"] for each in found} | {DRIVERS: None}
 
