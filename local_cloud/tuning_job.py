@@ -121,7 +121,7 @@ class TuningJob:
             reason = self.search()
         except Exception as error:  # A fault of ours must not leave the job in progress forever.
             reason = f"{trials.SERVICE_FAULT}: {type(error).__name__}: {error}"
-            self.stop_trials()
+            self.abandon()
         self.refresh()
         with self.lock:
             status = "Failed" if reason else "Completed"
@@ -203,11 +203,7 @@ class TuningJob:
             request, self.region, tuning_job_arn=self.arn, cpus=cpus, on_metric=on_metric
         )
         job = self.training.jobs.get(name)
-        trials.add(self.store, self.name, name, proposal.tuned, lane.definition)
         self.running[name] = trial
-        if self.stopping.is_set():  # Since the loop looked; `stop` did not know this trial yet.
-            self.stop_trial(trial)
-        self.refresh()
 
         def wait():
             if job is not None:
@@ -215,6 +211,16 @@ class TuningJob:
             self.ended.put(trial)
 
         threading.Thread(target=wait, daemon=True, name=name).start()
+        if self.stopping.is_set():  # Since the loop looked; `stop` did not know this trial yet.
+            self.stop_trial(trial)
+        trials.add(self.store, self.name, name, proposal.tuned, lane.definition)
+        self.refresh()
+
+    def abandon(self):
+        """Stop the trials that run and wait for their ends, without looking at their results."""
+        self.stop_trials()
+        while self.running:
+            del self.running[self.ended.get().name]
 
     def next_ended(self, until):
         """The next trial that ends; when the time is over, all that run are stopped."""

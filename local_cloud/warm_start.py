@@ -42,9 +42,9 @@ def check_parent(store, name, kind, definition):
     record = store.get(TUNING_KIND, name)
     if record[f"{TUNING_KIND}Status"] not in FINAL:
         raise invalid(f"The parent tuning job {name!r} has not ended yet.")
-    if "TrainingJobDefinitions" in record:
+    parent, *others = read_definitions(record)
+    if others:
         raise invalid(f"The parent tuning job {name!r} has several training job definitions.")
-    (parent,) = read_definitions(record)
     if parent.objective != definition.objective:
         raise invalid(f"The parent tuning job {name!r} has another objective metric.")
     if names_of(parent) != names_of(definition):
