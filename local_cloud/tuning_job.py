@@ -73,8 +73,7 @@ class TuningJob:
         self.running = {}
         self.retries = []
         self.entries = {}  # Summaries of the trials that have ended.
-        self.proposed = 0
-        self.started = 0
+        self.proposed, self.started, self.told = 0, 0, 0
         self.ended = queue.Queue()
         self.stopping = threading.Event()
         self.lock = threading.Lock()  # A search that ends cannot begin to stop, nor the reverse.
@@ -164,7 +163,7 @@ class TuningJob:
 
     def is_hopeless(self):
         """Whether so many trials gave nothing, and none a result, that more would not, too."""
-        return len(self.entries) >= ATTEMPTS and not self.has_result()
+        return self.told >= ATTEMPTS and not self.has_result()
 
     def has_result(self):
         return any(entry["ObjectiveStatus"] == "Succeeded" for entry in self.entries.values())
@@ -255,6 +254,8 @@ class TuningJob:
         self.refresh()
 
     def tell(self, trial, entry):
+        """Let the search, the completion criteria and early stopping know a result."""
+        self.told += 1
         value = trials.value_of(entry) if entry["ObjectiveStatus"] == "Succeeded" else None
         if value is not None:
             self.progress.add(value)

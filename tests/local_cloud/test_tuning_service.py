@@ -34,11 +34,11 @@ class RemoteAws(LocalAws):
 
 
 class Service:
-    """A tuning service with a store of its own."""
+    """A tuning service of `store`."""
 
-    def __init__(self, cloud, folder, store=None):
+    def __init__(self, cloud, folder, store):
         instance = dataclasses.replace(Instance(**cloud.server), work_folder=str(folder))
-        self.cloud, self.store = cloud, store or Store()
+        self.cloud, self.store = cloud, store
         aws = RemoteAws(instance)
         self.training = Training(self.store, aws)
         self.tuning = Tuning(self.store, aws, self.training)
@@ -72,7 +72,7 @@ class Service:
 
 @pytest.fixture
 def service(cloud, tmp_path):
-    return Service(cloud, tmp_path)
+    return Service(cloud, tmp_path, Store())
 
 
 def test_after_a_restart_a_finished_search_answers_as_before(service, tmp_path):
@@ -151,19 +151,24 @@ class FaultyStore(Store):
 
 
 @pytest.mark.parametrize(
-    ("faults", "status"),
-    [pytest.param(2, "Completed", id="overcome"), pytest.param(3, "Failed", id="given-up")],
+    ("attempts", "faults", "status"),
+    [
+        pytest.param(6, 6, "Completed", id="overcome"),
+        pytest.param(2, 3, "Failed", id="given-up"),
+    ],
 )
-def test_faults_of_the_service_are_retried_as_often_as_asked(cloud, tmp_path, faults, status):
+def test_faults_of_the_service_are_retried_as_often_as_asked(
+    cloud, tmp_path, attempts, faults, status
+):
     service = Service(cloud, tmp_path, FaultyStore(faults))
     sent = request(cloud, ranges=ONE_RATE, jobs=1, parallel=1)
-    sent["TrainingJobDefinition"]["RetryStrategy"] = {"MaximumRetryAttempts": 2}
+    sent["TrainingJobDefinition"]["RetryStrategy"] = {"MaximumRetryAttempts": attempts}
     description = service.wait(service.start(sent))
     assert description[f"{KIND}Status"] == status
     counters = description["TrainingJobStatusCounters"]
     assert counters["RetryableError"] == faults
     assert counters["NonRetryableError"] == 0
-    assert counters["Completed"] == 3 - faults
+    assert counters["Completed"] == attempts + 1 - faults
     found = service.trials(description[f"{KIND}Name"])
     assert len({trial["TunedHyperParameters"]["rate"] for trial in found}) == 1
 

@@ -49,6 +49,7 @@ def test_a_grid_tries_every_combination_once(cloud):
     tried = [(t["TunedHyperParameters"]["size"], t["TunedHyperParameters"]["kind"]) for t in found]
     assert tried == list(itertools.product(SIZES["Values"], KIND["Values"]))
     assert description["HyperParameterTuningJobStatus"] == "Completed"
+    assert [trial.get("FailureReason") for trial in found] == [None] * 6
     assert description["BestTrainingJob"]["TunedHyperParameters"] == {"size": "1", "kind": "a"}
     assert (
         "MaxNumberOfTrainingJobs"
