@@ -16,6 +16,7 @@ import threading
 import weakref
 from pathlib import Path
 
+from moto.core.model_instances import model_data
 from moto.core.utils import utcnow
 from moto.logs.models import LogEvent, logs_backends
 from moto.s3.models import FakeDeleteMarker, FakeKey, s3_backends
@@ -100,6 +101,7 @@ class Mirror:
                     self._record_iam(request, body)
                 elif caller.service == "logs":
                     self._record_logs(request, body, caller.region)
+            forget_instances()
         except (OSError, sqlite3.Error) as error:
             raise ServiceError(
                 "InternalError", f"local_cloud cannot write to {self._disk.folder}: {error}", 500
@@ -293,6 +295,13 @@ class Mirror:
             # Not by PutLogEvents, which refuses what is older than two weeks.
             stream.events = [LogEvent(t, {"timestamp": t, "message": m}) for t, m in rows]
             stream.stored_bytes = sum(len(message) for _, message in rows)
+
+
+def forget_instances():
+    """Empty moto's lists of everything it ever made, which keep replaced objects in memory."""
+    for models in model_data.values():
+        for model in models.values():
+            model.instances_tracked.clear()
 
 
 def hashed(key):
