@@ -14,6 +14,8 @@ from botocore.validate import ParamValidator
 from local_cloud.errors import ServiceError, invalid
 
 TARGET_PREFIX = "SageMaker."
+# Operations of this cloud alone, and the service's operation whose parameters they share.
+LOCAL_OPERATIONS = {"LocalInterruptTrainingJob": "StopTrainingJob"}
 
 
 class ControlPlane:
@@ -54,7 +56,7 @@ class ControlPlane:
             raise ServiceError("SerializationException", "The body is not JSON.") from None
         if not isinstance(params, dict):
             raise ServiceError("SerializationException", "The body is not a JSON object.")
-        shape = self.model.operation_model(name).input_shape
+        shape = self.model.operation_model(LOCAL_OPERATIONS.get(name, name)).input_shape
         report = ParamValidator().validate(params, shape)
         if report.has_errors():
             raise invalid(report.generate_report())
