@@ -232,6 +232,7 @@ def check_resources(resources):
 
 
 def check_algorithm(specification, hyperparameters):
+    check_metrics(specification.get("MetricDefinitions", []))
     if "AlgorithmName" in specification:
         raise invalid(
             "local_cloud runs scripts, not algorithm resources such as "
@@ -242,7 +243,10 @@ def check_algorithm(specification, hyperparameters):
     brings_code = "ContainerEntrypoint" in specification or toolkit.PROGRAM in hyperparameters
     check_image(specification["TrainingImage"], brings_code, NEEDS)
     toolkit.check_launcher(hyperparameters)
-    for definition in specification.get("MetricDefinitions", []):
+
+
+def check_metrics(definitions):
+    for definition in definitions:
         try:
             re.compile(definition["Regex"])
         except re.error as error:

@@ -12,7 +12,7 @@ import zipfile
 import psutil
 import pytest
 from botocore.exceptions import ClientError
-from harness import BUCKET, ROLE, archive, until
+from harness import BUCKET, ROLE, archive, is_alive, until
 
 WRITES = """
 import json, os, sys, argparse
@@ -197,13 +197,6 @@ for new_session in (False, True):
     ]
     assert len(pids) == 2
     until(lambda: not any(is_alive(pid) for pid in pids), timeout=5)
-
-
-def is_alive(pid):
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def test_missing_data_fails_with_the_words_of_the_service(cloud):
