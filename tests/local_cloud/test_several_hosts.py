@@ -87,8 +87,11 @@ time.sleep(60)
     )
     assert description["TrainingJobStatus"] == "Failed"
     assert description["FailureReason"].endswith("the second host has no data, exit code: 1")
-    pids = [line.split()[1] for line in cloud.training_lines(description["TrainingJobName"])
-            if line.startswith("pid")]  # fmt: skip
+    pids = [
+        line.split()[1]
+        for line in cloud.training_lines(description["TrainingJobName"])
+        if line.startswith("pid")
+    ]
     assert len(pids) == 2
     assert not any(is_alive(int(pid)) for pid in pids)
 
