@@ -97,7 +97,9 @@ time.sleep(60)
 
 
 def test_too_many_hosts_are_refused(cloud):
-    with pytest.raises(ClientError, match="'ml.m5.large for training job usage' is 8") as refused:
+    with pytest.raises(
+        ClientError, match=r"'ml\.m5\.large for training job usage' is 8"
+    ) as refused:
         cloud.start_training("print(1)", ResourceConfig=instances(9))
     assert refused.value.response["Error"]["Code"] == "ResourceLimitExceeded"
 
