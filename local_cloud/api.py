@@ -9,12 +9,13 @@ import json
 import re
 
 import botocore.session
+from botocore.model import ServiceModel
 from botocore.validate import ParamValidator
 
 from local_cloud.errors import ServiceError, invalid
 
 TARGET_PREFIX = "SageMaker."
-# Operations of this cloud alone, and the service's operation whose parameters they share.
+# Operations of this cloud alone, and the service's operation whose shapes they share.
 LOCAL_OPERATIONS = {"LocalInterruptTrainingJob": "StopTrainingJob"}
 
 
@@ -27,7 +28,7 @@ class ControlPlane:
     """
 
     def __init__(self, services):
-        self.model = botocore.session.get_session().get_service_model("sagemaker")
+        self.model = service_model()
         self.operations = {}
         for service in services:
             self.operations.update(service.operations)
@@ -56,7 +57,7 @@ class ControlPlane:
             raise ServiceError("SerializationException", "The body is not JSON.") from None
         if not isinstance(params, dict):
             raise ServiceError("SerializationException", "The body is not a JSON object.")
-        shape = self.model.operation_model(LOCAL_OPERATIONS.get(name, name)).input_shape
+        shape = self.model.operation_model(name).input_shape
         report = ParamValidator().validate(params, shape)
         if report.has_errors():
             raise invalid(report.generate_report())
@@ -73,6 +74,15 @@ class ControlPlane:
                 f"Value '{value}' at '{member}' failed to satisfy constraint: "
                 f"Member must satisfy regular expression pattern: {pattern}"
             )
+
+
+def service_model():
+    """botocore's description of SageMaker, with the operations of this cloud alone."""
+    data = botocore.session.get_session().get_service_data("sagemaker")
+    operations = dict(data["operations"])
+    for name, like in LOCAL_OPERATIONS.items():
+        operations[name] = {**operations[like], "name": name}
+    return ServiceModel({**data, "operations": operations}, "sagemaker")
 
 
 def to_wire(value):

@@ -14,6 +14,7 @@ import contextlib
 import functools
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -88,7 +89,7 @@ class Container:
         """`text` with this container's folder replaced by the paths that it stands for."""
         return text.replace(str(self.root), "")
 
-    def localize_code(self, folder):
+    def localize_scripts(self, folder):
         """Rewrite `/opt/ml` inside the text files of a folder of code."""
         for path in Path(folder).rglob("*"):
             if path.is_file() and not path.is_symlink() and is_text(path):
@@ -248,10 +249,10 @@ def python_programs():
     programs = dict.fromkeys(("pip", "pip3"), "-m pip")
     for path in Path(sys.executable).parent.iterdir():
         if path.is_file() and not path.is_symlink() and path.name not in programs:
-            with open(path, "rb") as file:
+            with contextlib.suppress(OSError), open(path, "rb") as file:  # sudo is unreadable.
                 first = file.readline(256)
-            if first.startswith(b"#!") and b"python" in first:
-                programs[path.name] = f'"{path}"'
+                if first.startswith(b"#!") and b"python" in first:
+                    programs[path.name] = shlex.quote(str(path))
     return programs
 
 

@@ -28,7 +28,7 @@ def prepare(container, address, port):
     """
     data = container.ml / "input" / "data"
     for channel in (DRIVERS, CODE):
-        container.localize_code(data / channel)
+        container.localize_scripts(data / channel)
     script = data / DRIVERS / "sm_train.sh"
     if script.is_file() and "mpi_driver.py" in script.read_text():
         raise JobFailed(

@@ -13,10 +13,10 @@ from local_cloud.errors import JobFailed, ServiceError
 
 FINAL = ("Completed", "Failed", "Stopped")
 MAX_REASON = 1024  # Characters of FailureReason; the service's own limit.
+MAX_WORDS = 900  # Characters of it that quote what the script printed.
 DAY = 24 * 3600  # Seconds; the service's default for MaxRuntimeInSeconds.
 KEPT = 60  # Seconds that an ended job can still be joined.
 LOST = "InternalServerError: the local cloud ended while the job ran; start the job again."
-MAX_WORDS = 900  # Characters of it that quote what the script printed.
 # What the SDK's drivers write to `output/failure` for a script that wrote nothing there, and what
 # they print before and after the script's own lines. None of it says why the script failed.
 DRIVER_FAILURES = (

@@ -126,7 +126,7 @@ def localize_archive(container, archive):
     """Rewrite `/opt/ml` in the code of an archive that the SDK's `runproc.sh` will unpack."""
     folder = archive.with_name("sourcedir")
     unpack(archive, folder)
-    container.localize_code(folder)
+    container.localize_scripts(folder)
     pack(folder, archive)
     shutil.rmtree(folder)
 
@@ -205,7 +205,7 @@ class ProcessingJob(Job):
         is_code = any(names_code.search(word) for word in entrypoint)
         for container, folder in zip(self.cluster.containers, folders):
             if is_code:
-                container.localize_code(folder)
+                container.localize_scripts(folder)
             if (folder / SOURCES).is_file():
                 localize_archive(container, folder / SOURCES)
 

@@ -97,7 +97,7 @@ def fetch_code(aws, container, hyperparameters):
         shutil.rmtree(download)
     else:
         copy_code(Path(container.localize(str(submitted))), code, submitted)
-    container.localize_code(code)
+    container.localize_scripts(code)
     return code
 
 
