@@ -104,12 +104,14 @@ class Training(Jobs):
             "LocalInterruptTrainingJob": self.interrupt,
         }
 
-    def create(self, params, region, tuning_job_arn=None, cpus=None):
+    def create(self, params, region, tuning_job_arn=None, cpus=None, on_metric=None):
         """Start a training job.
 
         Args:
             tuning_job_arn: set where a tuning job starts it.
             cpus: how many processors the job should use; None for all.
+            on_metric: called with (name, value) for every value of a metric that the job prints,
+                in their order, from the thread that reads them.
         """
         name = params["TrainingJobName"]
         check(params)
@@ -129,7 +131,7 @@ class Training(Jobs):
             record["TuningJobArn"] = tuning_job_arn
         self.store.add(KIND, name, record)
         self.store.set_tags(record["TrainingJobArn"], params.get("Tags"))
-        self.launch(name, TrainingJob(self.store, self.aws, name, region, cpus))
+        self.launch(name, TrainingJob(self.store, self.aws, name, region, cpus, on_metric))
         return {"TrainingJobArn": record["TrainingJobArn"]}
 
     def list(self, params, region):
@@ -298,9 +300,9 @@ class TrainingJob(Job):
     kind = KIND
     log_group = "/aws/sagemaker/TrainingJobs"
 
-    def __init__(self, store, aws, name, region, cpus):
+    def __init__(self, store, aws, name, region, cpus, on_metric):
         super().__init__(store, aws, name, region)
-        self.cpus = cpus
+        self.cpus, self.on_metric = cpus, on_metric
         self.request = self.record
         self.attempts = 0
         self.seconds = 0.0  # Of work in all attempts.
@@ -564,6 +566,8 @@ class TrainingJob(Job):
                 continue  # The service ignores what is not a number, too.
             with self.metrics_lock:
                 self.metrics[name] = {"MetricName": name, "Value": value, "Timestamp": now()}
+            if self.on_metric:
+                self.on_metric(name, value)
         if self.definitions and time.monotonic() > self.metrics_kept + METRIC_SECONDS:
             self.keep_metrics()
 
