@@ -231,14 +231,15 @@ time.sleep(1) or time.sleep(60)
     assert cloud.archive_members(f"out/{name}/output/model.tar.gz") == {"half.txt": "half"}
 
 
-def test_jobs_that_the_server_lost_are_marked_as_failed():
+def test_jobs_that_the_server_lost_are_marked_as_failed(tmp_path):
+    from local_cloud.disk import Disk
     from local_cloud.processing import Processing
     from local_cloud.store import Store
     from local_cloud.training import Training
 
     started = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(seconds=30)
     transition = {"Status": "Training", "StartTime": started, "StatusMessage": "m"}
-    store = Store()
+    store = Store(Disk(tmp_path))
     times = {"CreationTime": started, "LastModifiedTime": started}
     for name, status in (("runs", "InProgress"), ("stops", "Stopping"), ("over", "Completed")):
         record = {
