@@ -58,6 +58,14 @@ def processes_with(variable, value):
     return found
 
 
+def is_alive(pid):
+    """Whether a process runs; one that ended but was not waited for does not."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def archive(files):
     """A `.tar.gz` as bytes; `files` maps names to texts or bytes."""
     buffer = io.BytesIO()
