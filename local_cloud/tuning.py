@@ -2,12 +2,11 @@
 
 from local_cloud import trials
 from local_cloud.autotune import fill_in
-from local_cloud.errors import ServiceError
-from local_cloud.jobs import FINAL, delete_finished
-from local_cloud.store import arn, cut, matches, now
+from local_cloud.jobs import FINAL, LOST, begin_stopping, delete_finished
+from local_cloud.store import arn, cut, now, page
 from local_cloud.trials import OBJECTIVE_VALUE
 from local_cloud.trials import TUNING_KIND as KIND
-from local_cloud.tuning_job import TuningJob, mark_stopping
+from local_cloud.tuning_job import TuningJob
 from local_cloud.tuning_request import check_strategy, read_definitions, with_defaults
 from local_cloud.warm_start import check_parents, parent_names
 
@@ -25,10 +24,8 @@ SUMMARY = (
 )
 # Fields of the record that no description shows; only the summaries have the first two.
 HIDDEN = ("Strategy", "ResourceLimits", trials.NAMES)
-PAGE = 10  # Entries of a List call that does not say how many.
-ENDED_WITH_SERVER = (
-    "InternalServerError: the local cloud ended while the job ran; start the job again."
-)
+# What ListTrainingJobsForHyperParameterTuningJob does unless asked otherwise.
+DEFAULTS = {"SortBy": "Name", "SortOrder": "Ascending", "MaxResults": 10}
 
 
 class Tuning:
@@ -55,7 +52,7 @@ class Tuning:
             if record[f"{KIND}Status"] in FINAL:
                 continue
             fields = {f"{KIND}Status": "Failed", "HyperParameterTuningEndTime": now()}
-            fields["FailureReason"] = ENDED_WITH_SERVER
+            fields["FailureReason"] = LOST
             fields.update(trials.overview(self.store, record))
             self.store.change(KIND, record[f"{KIND}Name"], **fields)
 
@@ -88,7 +85,7 @@ class Tuning:
         return {"HyperParameterTuningJobArn": record["HyperParameterTuningJobArn"]}
 
     def describe(self, params, region):
-        record = self.get(params)
+        record = self.store.get(KIND, params[f"{KIND}Name"])
         end = record.get("HyperParameterTuningEndTime") or now()
         seconds = int((end - record["CreationTime"]).total_seconds())
         for field in HIDDEN:
@@ -97,69 +94,42 @@ class Tuning:
 
     def list(self, params, region):
         names = (f"{KIND}Name", f"{KIND}Status")
-        found = [record for record in self.store.all(KIND) if matches(record, params, *names)]
-        fields = {"Name": names[0], "Status": names[1], "CreationTime": "CreationTime"}
-        found, token = sorted_page(found, params, fields)
-        summaries = [{key: each[key] for key in SUMMARY if key in each} for each in found]
+        summaries, token = page(self.store.all(KIND), params, *names, SUMMARY)
         answer = {"HyperParameterTuningJobSummaries": summaries}
         return {**answer, "NextToken": token} if token else answer
 
     def list_training_jobs(self, params, region):
-        found = trials.summaries(self.store, self.get(params))
-        status = params.get("StatusEquals")
-        found = [each for each in found if status in (None, each["TrainingJobStatus"])]
-        if params.get("SortBy") == "FinalObjectiveMetricValue":
-            # The service leaves out those that reported none.
-            found = [each for each in found if OBJECTIVE_VALUE in each]
-            found.sort(key=trials.value_of, reverse=params.get("SortOrder") == "Descending")
-            found, token = cut(found, {"MaxResults": PAGE, **params})
+        found = trials.summaries(self.store, self.store.get(KIND, params[f"{KIND}Name"]))
+        params = {**DEFAULTS, **params}
+        if params["SortBy"] == "FinalObjectiveMetricValue":
+            found, token = by_objective(found, params)
         else:
-            fields = {
-                "Name": "TrainingJobName",
-                "Status": "TrainingJobStatus",
-                "CreationTime": "CreationTime",
-            }
-            found, token = sorted_page(found, params, fields)
+            fields = sorted({field for entry in found for field in entry})
+            found, token = page(found, params, "TrainingJobName", "TrainingJobStatus", fields)
         answer = {"TrainingJobSummaries": found}
         return {**answer, "NextToken": token} if token else answer
 
     def stop(self, params, region):
         name = params[f"{KIND}Name"]
-        self.get(params)
         job = self.jobs.get(name)
         if job is not None:
             job.stop()
-        else:
-            mark_stopping(self.store, name)
+        else:  # It has ended, or never existed.
+            begin_stopping(self.store, KIND, name)
 
     def delete(self, params, region):
-        record = self.get(params)
+        record = self.store.get(KIND, params[f"{KIND}Name"])
         delete_finished(self.store, KIND, params[f"{KIND}Name"])
         trials.remove_all(self.store, record)
 
-    def get(self, params):
-        """The record of the tuning job that a request names."""
-        name = params[f"{KIND}Name"]
-        if not self.store.has(KIND, name):
-            raise ServiceError(
-                "ResourceNotFound",
-                f"Amazon SageMaker can't find a tuning job with the name {name}. "
-                "Check the name you specified.",
-            )
-        return self.store.get(KIND, name)
 
-
-def sorted_page(found, params, fields):
-    """One page of a List call, sorted, by default, by name from the first on.
-
-    Args:
-        fields: of the entries, by the values of `SortBy`.
-
-    Returns:
-        (entries, next_token): the token is None on the last page.
-    """
-    field = fields[params.get("SortBy", "Name")]
-    ordered = sorted(found, key=lambda each: each[field])
-    if params.get("SortOrder") == "Descending":
-        ordered.reverse()
-    return cut(ordered, {"MaxResults": PAGE, **params})
+def by_objective(found, params):
+    """One page of training jobs sorted by objective; those that reported none are left out."""
+    status = params.get("StatusEquals")
+    found = [
+        entry
+        for entry in found
+        if OBJECTIVE_VALUE in entry and status in (None, entry["TrainingJobStatus"])
+    ]
+    found.sort(key=trials.value_of, reverse=params["SortOrder"] == "Descending")
+    return cut(found, params)

@@ -10,7 +10,7 @@ from os import cpu_count
 
 from local_cloud import trials
 from local_cloud.errors import ServiceError
-from local_cloud.jobs import FINAL, MAX_REASON
+from local_cloud.jobs import MAX_REASON, begin_stopping
 from local_cloud.search import make_search
 from local_cloud.stopping import MedianRule, Progress
 from local_cloud.store import now
@@ -103,7 +103,7 @@ class TuningJob:
             ServiceError: the tuning job has ended already.
         """
         with self.lock:
-            mark_stopping(self.store, self.name)
+            begin_stopping(self.store, KIND, self.name)
             self.stopping.set()
         self.stop_trials()
 
@@ -293,9 +293,3 @@ class TuningJob:
         self.store.change(
             KIND, self.name, TuningJobCompletionDetails=self.progress.details(), **fields
         )
-
-
-def mark_stopping(store, name):
-    """Let a tuning job's record say that it stops, unless it has ended."""
-    message = f"The request was rejected because the {KIND} is in status {{status}}."
-    store.begin(KIND, name, "Stopping", FINAL, message)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from local_cloud.errors import invalid
 from local_cloud.ranges import Categorical, read_ranges
 from local_cloud.search import combinations
+from local_cloud.toolkit import TUNING_METRIC
 from local_cloud.training import check as check_training
 
-TUNING_OBJECTIVE = "_tuning_objective_metric"  # Static hyperparameter with the metric's name.
 MAX_HYPERPARAMETERS = 100  # Static and tuned together.
 MAX_JOBS = 750  # The service's default quota; the end of a search that only criteria would end.
 MAX_EPOCHS = 20_000  # The service's limit for MaxResource.
@@ -264,5 +264,5 @@ def with_objective(definition, objective):
     if objective is None:
         return definition
     static = definition.get("StaticHyperParameters", {})
-    static = {**static, TUNING_OBJECTIVE: objective["MetricName"]}
+    static = {**static, TUNING_METRIC: objective["MetricName"]}
     return {**definition, "StaticHyperParameters": static}

@@ -4,13 +4,14 @@ https://docs.aws.amazon.com/sagemaker/latest/dg/automatic-model-tuning-warm-star
 """
 
 from local_cloud import trials
+from local_cloud.drivers import DRIVERS
 from local_cloud.errors import invalid
 from local_cloud.jobs import FINAL
+from local_cloud.toolkit import TUNING_METRIC
 from local_cloud.trials import TUNING_KIND
-from local_cloud.tuning_request import TUNING_OBJECTIVE, read_definitions
+from local_cloud.tuning_request import read_definitions
 
 MAX_PARENTS = 5
-DRIVERS = "sm_drivers"  # The channel of the SDK's own scripts, uploaded anew for every job.
 MAX_CHANGES = 10  # Of values of static hyperparameters, and of tuned ones that became static.
 
 
@@ -120,6 +121,6 @@ def earlier_results(store, params):
             status = trials.objective_status(record["TrainingJobStatus"], value)
             if status == "Succeeded":
                 texts = {**record["HyperParameters"], **trial["TunedHyperParameters"]}
-                texts.pop(TUNING_OBJECTIVE, None)
+                texts.pop(TUNING_METRIC, None)
                 found.append((texts, value))
     return found

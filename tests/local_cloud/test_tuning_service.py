@@ -15,6 +15,7 @@ from tuning_harness import RATE, levels, request, score, statuses
 
 from local_cloud import DEFAULT_REGION
 from local_cloud.aws import LocalAws
+from local_cloud.disk import Disk
 from local_cloud.errors import ServiceError
 from local_cloud.instance import Instance
 from local_cloud.store import Store
@@ -64,15 +65,15 @@ class Service:
         return operation({f"{KIND}Name": name, **params}, REGION)["TrainingJobSummaries"]
 
     def restarted(self, folder):
-        """A new service that knows only what the store kept of this one."""
-        service = Service(self.cloud, folder, self.store)
+        """A new service that knows only what the disk kept of this one."""
+        service = Service(self.cloud, folder, Store(Disk(folder)))
         service.tuning.recover()
         return service
 
 
 @pytest.fixture
 def service(cloud, tmp_path):
-    return Service(cloud, tmp_path, Store())
+    return Service(cloud, tmp_path, Store(Disk(tmp_path)))
 
 
 def test_after_a_restart_a_finished_search_answers_as_before(service, tmp_path):
@@ -139,8 +140,8 @@ def test_a_search_ends_with_its_time_and_keeps_its_best(service):
 class FaultyStore(Store):
     """Fails the first change of each of the first training jobs, as a full disk might."""
 
-    def __init__(self, faults):
-        super().__init__()
+    def __init__(self, disk, faults):
+        super().__init__(disk)
         self.faults, self.met = faults, set()
 
     def edit(self, kind, name, function):
@@ -160,7 +161,7 @@ class FaultyStore(Store):
 def test_faults_of_the_service_are_retried_as_often_as_asked(
     cloud, tmp_path, attempts, faults, status
 ):
-    service = Service(cloud, tmp_path, FaultyStore(faults))
+    service = Service(cloud, tmp_path, FaultyStore(Disk(tmp_path), faults))
     sent = request(cloud, ranges=ONE_RATE, jobs=1, parallel=1)
     sent["TrainingJobDefinition"]["RetryStrategy"] = {"MaximumRetryAttempts": attempts}
     description = service.wait(service.start(sent))
@@ -202,7 +203,7 @@ class FullStore(Store):
 
 
 def test_a_fault_of_the_search_itself_ends_it_and_its_trials(cloud, tmp_path):
-    service = Service(cloud, tmp_path, FullStore())
+    service = Service(cloud, tmp_path, FullStore(Disk(tmp_path)))
     description = service.wait(service.start(script="import time; time.sleep(30)", jobs=2))
     assert description[f"{KIND}Status"] == "Failed"
     assert description["FailureReason"] == "InternalServerError: RuntimeError: no space left"
