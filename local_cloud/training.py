@@ -35,6 +35,7 @@ MAX_RUNTIME = 28 * DAY  # Seconds; the service's own limit.
 # of "up to 90%", and the service reports the share of each job.
 SPOT_DISCOUNT = 0.7
 INTERRUPT_AFTER, CAPACITY_AFTER = "LOCAL_CLOUD_INTERRUPT_AFTER", "LOCAL_CLOUD_CAPACITY_AFTER"
+NOT_DESCRIBED = ("Tags", "SessionChainingConfig")  # Members that DescribeTrainingJob lacks.
 METRIC_SECONDS = 1.0  # Between two writes of metrics to the record.
 SUMMARY = (
     "TrainingJobName",
@@ -115,13 +116,14 @@ class Training(Jobs):
         """
         name = params["TrainingJobName"]
         check(params)
-        record = {key: value for key, value in params.items() if key != "Tags"}
+        record = {key: value for key, value in params.items() if key not in NOT_DESCRIBED}
         record.setdefault("HyperParameters", {})
         image = params["AlgorithmSpecification"]["TrainingImage"]
         record.update(
             TrainingJobArn=arn(region, "training-job", name),
             TrainingJobStatus="InProgress",
             SecondaryStatusTransitions=[],
+            ModelArtifacts={"S3ModelArtifacts": artifact(params, "model")},
             CreationTime=now(),
             LastModifiedTime=now(),
         )
@@ -173,6 +175,13 @@ def fail_lost(record):
         TrainingEndTime=end,
         **times(record, (end - started).total_seconds()),
     )
+
+
+def artifact(request, kind):
+    """The S3 address of the `model` or the `output` of a job: an archive, or a folder."""
+    config = request["OutputDataConfig"]
+    prefix = f"{config['S3OutputPath'].rstrip('/')}/{request['TrainingJobName']}/output/{kind}"
+    return f"{prefix}.tar.gz" if config.get("CompressionType", "GZIP") == "GZIP" else f"{prefix}/"
 
 
 def times(record, seconds):
@@ -589,17 +598,12 @@ class TrainingJob(Job):
             merge(other, folders[0])
         if not any(folders[0].iterdir()):
             return
-        output = self.request["OutputDataConfig"]
-        prefix = f"{output['S3OutputPath'].rstrip('/')}/{self.name}/output"
-        if output.get("CompressionType", "GZIP") == "GZIP":
-            uri = f"{prefix}/{kind}.tar.gz"
+        uri = artifact(self.request, kind)
+        if uri.endswith("/"):
+            self.aws.upload_folder(folders[0], uri)
+        else:
             scratch = self.cluster.first.root / f"{kind}.tar.gz"
             self.aws.upload_archive(folders[0], uri, scratch)
-        else:
-            uri = f"{prefix}/{kind}/"
-            self.aws.upload_folder(folders[0], uri)
-        if kind == "model":
-            self.change(ModelArtifacts={"S3ModelArtifacts": uri})
 
     def finish(self, status, reason):
         if self.timed_out:

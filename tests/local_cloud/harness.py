@@ -145,12 +145,12 @@ class Cloud:
         """Run a training job to its end and return its description."""
         return self.wait_for_training(self.start_training(script, **arguments))
 
-    def wait_for_training(self, name):
+    def wait_for_training(self, name, timeout=TIMEOUT):
         def ended():
             description = self.sagemaker.describe_training_job(TrainingJobName=name)
             return description if description["TrainingJobStatus"] in FINAL else None
 
-        return until(ended)
+        return until(ended, timeout)
 
     def lines(self, group, prefix):
         """All log lines of the streams that begin with `prefix`."""

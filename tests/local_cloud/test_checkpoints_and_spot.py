@@ -122,7 +122,7 @@ def test_the_command_interrupts_a_spot_job(cloud):
     assert again.returncode == 1
     assert "is in status Completed" in again.stderr
     unknown = command_line(cloud.home, "interrupt", "no-such-job")
-    assert "Could not find" in unknown.stderr
+    assert "not found" in unknown.stderr
 
 
 def test_only_spot_jobs_are_interrupted(cloud):
@@ -272,5 +272,5 @@ def test_jobs_that_the_server_lost_are_marked_as_failed(tmp_path):
     with pytest.raises(Exception, match="in status Failed"):
         training.stop({"TrainingJobName": "runs"}, "us-east-1")
     training.delete({"TrainingJobName": "runs"}, "us-east-1")
-    with pytest.raises(Exception, match="Could not find"):
+    with pytest.raises(Exception, match="not found"):
         training.describe({"TrainingJobName": "runs"}, "us-east-1")

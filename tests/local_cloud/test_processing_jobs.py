@@ -224,7 +224,14 @@ for name in (f"only-{{number}}", "same"):
     open("{OUT}/" + name, "w").write(" ".join(sorted(os.listdir("{IN}"))))
 """
     outputs = {"Outputs": [target("names", f"s3://{BUCKET}/divided-names", OUT)]}
-    sent = request(script, ProcessingInputs=[data], ProcessingOutputConfig=outputs)
+    code = "/opt/ml/processing/input/code"
+    uri = cloud.put("divided-code/run.py", script.encode())
+    sent = request(
+        "--quick",
+        command=("python3", f"{code}/run.py"),
+        ProcessingInputs=[data, source("code", uri, code)],
+        ProcessingOutputConfig=outputs,
+    )
     sent["ProcessingResources"]["ClusterConfig"]["InstanceCount"] = 2
     cloud.sagemaker.create_processing_job(**sent)
     description = wait(cloud, sent["ProcessingJobName"])

@@ -141,7 +141,9 @@ def test_torchrun_of_the_sdk_over_two_hosts_with_two_processes_each(cloud, sdk, 
         base_job_name="all-reduce",
     )
     trainer.train(wait=False)
-    description = cloud.wait_for_training(trainer._latest_training_job.training_job_name)
+    name = trainer._latest_training_job.training_job_name
+    # Six processes import torch.
+    description = cloud.wait_for_training(name, timeout=180)
     assert description["TrainingJobStatus"] == "Completed", description["FailureReason"]
     lines = cloud.training_lines(description["TrainingJobName"])
     said = sorted(line for line in lines if line.startswith("rank"))

@@ -158,7 +158,10 @@ sys.exit(7)
     assert description["TrainingJobStatus"] == description["SecondaryStatus"] == "Failed"
     reason = "AlgorithmError: cannot read /opt/ml/model, exit code: 7"
     assert description["FailureReason"] == reason
-    assert "ModelArtifacts" not in description
+    # The address that is configured for the model, whether or not it came to be.
+    assert description["ModelArtifacts"]["S3ModelArtifacts"].endswith("/output/model.tar.gz")
+    key = f"out/{description['TrainingJobName']}/output/model.tar.gz"
+    assert "Contents" not in cloud.s3.list_objects_v2(Bucket=BUCKET, Prefix=key)
 
 
 def test_failure_reason_is_the_end_of_the_output_where_there_is_no_file(cloud):
