@@ -188,7 +188,8 @@ HOSTING = {
             "AsyncInferenceConfig.OutputConfig.{S3OutputPath S3FailurePath} Tags"
         ),
         ignores=members(
-            NETWORK + "KmsKeyId ExecutionRoleArn ProductionVariants.{AcceleratorType CoreDumpConfig "
+            NETWORK
+            + "KmsKeyId ExecutionRoleArn ProductionVariants.{AcceleratorType CoreDumpConfig "
             "VolumeSizeInGB ModelDataDownloadTimeoutInSeconds EnableSSMAccess "
             "ManagedInstanceScaling RoutingConfig InferenceAmiVersion} "
             "ProductionVariants.ServerlessConfig.ProvisionedConcurrency "

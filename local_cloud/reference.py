@@ -131,7 +131,11 @@ def details(name, operation):
     """What is kept of one operation's request, as lines; none where all of it is."""
     groups = [
         ("Carried out", [f"`{member}`" for member in operation.uses], ", "),
-        ("Checked, kept and described, without effect", [f"`{m}`" for m in operation.ignores], ", "),
+        (
+            "Checked, kept and described, without effect",
+            [f"`{m}`" for m in operation.ignores],
+            ", ",
+        ),
         ("Refused", operation.refuses, " "),
         ("Differs from AWS", operation.differs, " "),
     ]
