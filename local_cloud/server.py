@@ -125,8 +125,10 @@ class Cloud:
             answer = self.control_plane(target, body, region)
             return Response(answer, content_type="application/x-amz-json-1.1")
         parts = request.path.strip("/").split("/")
-        if len(parts) == 3 and parts[0] == "endpoints" and parts[2] == "invocations":
-            return self.hosting.invoke(parts[1], request.headers, body)
+        if len(parts) == 3 and parts[0] == "endpoints":
+            answer = self.hosting.runtime(parts[2], parts[1], request.headers, body)
+            if answer is not None:
+                return answer
         raise ServiceError("UnknownOperationException", f"local_cloud has no {request.path}.", 404)
 
 

@@ -24,21 +24,21 @@ def model_fn(model_dir):
     with open(os.path.join(model_dir, "factor.json")) as file:
         return json.load(file)
 
-class Refused(Exception):
-    status_code = 415
-
 def input_fn(body, content_type):
-    if content_type != "application/json":
-        raise Refused("only JSON is understood")
-    return json.loads(body)
+    return json.loads(body) if content_type == "application/json" else None
 
 def predict_fn(data, model):
+    if data is None:
+        return None
     if data == "crash":
         os._exit(3)
     time.sleep(data.get("pause", 0))
     return {"product": data["x"] * model, "pid": os.getpid()}
 
-def output_fn(prediction, accept):
+def output_fn(prediction, accept, context):
+    if prediction is None:
+        context.set_response_status(415, "Unsupported Media Type")
+        return "only JSON is understood", "text/plain"
     return json.dumps(prediction), accept
 """
 WITH_CONTEXT = """
@@ -132,7 +132,7 @@ def test_the_handler_s_refusal_comes_back_with_status_and_message(cloud, multipl
         multiply.invoke(b"1,2", content_type="text/csv")
     assert refused.value.response["OriginalStatusCode"] == 415
     assert refused.value.response["OriginalMessage"] == "only JSON is understood"
-    assert "client error (415) from AllTraffic" in str(refused.value)
+    assert "client error (415) from primary" in str(refused.value)
 
 
 def test_a_fault_of_the_handler_is_a_500_and_its_trace_is_in_the_log(cloud, multiply):
@@ -224,7 +224,7 @@ def link_archive():
         (archive({"../outside.txt": "1"}), "outside"),
         (link_archive(), "model.tar.gz cannot be unpacked"),
         (archive({"factor.json": "1"}), "The model has no code/inference.py"),
-        (archive({"code/inference.py": "def predict_fn(d, m): pass"}), "does not define model_fn"),
+        (archive({"code/inference.py": "def predict_fn(d, m): pass"}), "provide a model_fn"),
         (archive({"code/inference.py": MULTIPLY}), "factor.json"),
     ],
     ids=["broken", "outside", "link", "no script", "no model_fn", "model_fn raises"],
