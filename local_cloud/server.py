@@ -42,6 +42,7 @@ from local_cloud.processing import Processing
 from local_cloud.store import Store
 from local_cloud.tags import Tags
 from local_cloud.training import Training
+from local_cloud.transform import Transform
 from local_cloud.tuning import Tuning
 
 MOTO_SERVICES = ("s3", "iam", "sts", "logs")
@@ -70,7 +71,8 @@ class Cloud:
         training = Training(store, aws)
         self.hosting = Hosting(store, aws)
         services = [training, Tuning(store, aws, training), Processing(store, aws)]
-        self.control_plane = ControlPlane([*services, self.hosting, Tags(store)])
+        services += [self.hosting, Transform(store, aws), Tags(store)]
+        self.control_plane = ControlPlane(services)
 
     def __call__(self, environ, start_response):
         request = Request(environ)

@@ -11,6 +11,7 @@ LISTS = (
         "HyperParameterTuningJob",
     ),
     ("processing job", "list_processing_jobs", "ProcessingJobSummaries", "ProcessingJob"),
+    ("transform job", "list_transform_jobs", "TransformJobSummaries", "TransformJob"),
     ("endpoint", "list_endpoints", "Endpoints", "Endpoint"),
 )
 

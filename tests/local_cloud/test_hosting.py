@@ -15,32 +15,9 @@ from concurrent.futures import ThreadPoolExecutor
 import psutil
 import pytest
 from botocore.exceptions import ClientError
+from endpoints import MULTIPLY, deploy, multiplier
 from harness import ROLE, archive, processes_with, until
 
-MULTIPLY = """
-import json, os, time
-
-def model_fn(model_dir):
-    with open(os.path.join(model_dir, "factor.json")) as file:
-        return json.load(file)
-
-def input_fn(body, content_type):
-    return json.loads(body) if content_type == "application/json" else None
-
-def predict_fn(data, model):
-    if data is None:
-        return None
-    if data == "crash":
-        os._exit(3)
-    time.sleep(data.get("pause", 0))
-    return {"product": data["x"] * model, "pid": os.getpid()}
-
-def output_fn(prediction, accept, context):
-    if prediction is None:
-        context.set_response_status(415, "Unsupported Media Type")
-        return "only JSON is understood", "text/plain"
-    return json.dumps(prediction), accept
-"""
 WITH_CONTEXT = """
 def model_fn(model_dir, context):
     return context.system_properties["model_dir"] == model_dir
@@ -51,72 +28,11 @@ def transform_fn(model, body, content_type, accept, context):
 """
 
 
-class Endpoint:
-    """One endpoint made by boto3."""
-
-    def __init__(self, cloud, model, environment=None):
-        self.cloud = cloud
-        self.name = f"endpoint-{uuid.uuid4().hex[:12]}"
-        uri = cloud.put(f"models/{self.name}/model.tar.gz", model)
-        cloud.sagemaker.create_model(
-            ModelName=self.name,
-            ExecutionRoleArn=ROLE,
-            PrimaryContainer={
-                "Image": "any/image:1",
-                "ModelDataUrl": uri,
-                "Environment": environment or {},
-            },
-        )
-        variant = {
-            "VariantName": "AllTraffic",
-            "ModelName": self.name,
-            "InstanceType": "ml.m5.large",
-            "InitialInstanceCount": 1,
-        }
-        cloud.sagemaker.create_endpoint_config(
-            EndpointConfigName=self.name, ProductionVariants=[variant]
-        )
-        cloud.sagemaker.create_endpoint(EndpointName=self.name, EndpointConfigName=self.name)
-
-    def describe(self):
-        return self.cloud.sagemaker.describe_endpoint(EndpointName=self.name)
-
-    def wait(self):
-        """The description of the endpoint once it is in service or has failed."""
-        return until(lambda: (d := self.describe())["EndpointStatus"] != "Creating" and d)
-
-    def invoke(self, body, content_type="application/json", **arguments):
-        return self.cloud.runtime.invoke_endpoint(
-            EndpointName=self.name, Body=body, ContentType=content_type, **arguments
-        )
-
-    def ask(self, data):
-        return json.loads(self.invoke(json.dumps(data).encode())["Body"].read())
-
-    def server(self):
-        """The process of the model server."""
-        pid = self.ask({"x": 1})["pid"]
-        return psutil.Process(pid)
-
-    def delete(self):
-        self.cloud.sagemaker.delete_endpoint(EndpointName=self.name)
-        until(self.is_gone)
-
-    def is_gone(self):
-        try:
-            self.describe()
-        except ClientError as error:
-            return error.response["Error"]["Code"] == "ValidationException"
-        return False
-
-
 @pytest.fixture(scope="module")
 def multiply(cloud):
     """An endpoint in service that multiplies by three."""
-    endpoint = Endpoint(cloud, archive({"factor.json": "3", "code/inference.py": MULTIPLY}))
-    description = endpoint.wait()
-    assert description["EndpointStatus"] == "InService", description["FailureReason"]
-    yield endpoint
+    endpoint = deploy(cloud, multiplier(3))
+    yield endpoint.serve()
     endpoint.delete()
 
 
@@ -195,7 +111,7 @@ def test_the_model_server_s_port_is_local_and_wants_its_token(multiply):
 
 
 def test_handlers_with_a_context_parameter(cloud):
-    endpoint = Endpoint(
+    endpoint = deploy(
         cloud, archive({"code/serve.py": WITH_CONTEXT}), {"SAGEMAKER_PROGRAM": "serve.py"}
     )
     assert endpoint.wait()["EndpointStatus"] == "InService"
@@ -230,7 +146,7 @@ def link_archive():
     ids=["broken", "outside", "link", "no script", "no model_fn", "model_fn raises"],
 )
 def test_a_model_that_cannot_be_loaded_fails_with_the_reason(cloud, model, words):
-    endpoint = Endpoint(cloud, model)
+    endpoint = deploy(cloud, model)
     description = endpoint.wait()
     assert description["EndpointStatus"] == "Failed"
     assert words in description["FailureReason"]
@@ -241,7 +157,7 @@ def test_a_model_that_cannot_be_loaded_fails_with_the_reason(cloud, model, words
 
 
 def test_deleting_frees_process_port_and_folder(cloud):
-    endpoint = Endpoint(cloud, archive({"factor.json": "2", "code/inference.py": MULTIPLY}))
+    endpoint = deploy(cloud, multiplier(2))
     endpoint.wait()
     server = endpoint.server()
     folder = server.cwd()
@@ -255,7 +171,7 @@ def test_deleting_frees_process_port_and_folder(cloud):
 
 def test_deleting_while_it_is_created(cloud):
     slow = "import time\ntime.sleep(60)"
-    endpoint = Endpoint(cloud, archive({"code/inference.py": slow}))
+    endpoint = deploy(cloud, archive({"code/inference.py": slow}))
     assert endpoint.describe()["EndpointStatus"] == "Creating"
     endpoint.delete()
 
