@@ -66,7 +66,7 @@ def test_impossible_capacities_are_refused(cloud, doubled, wanted, words):
     assert doubled.describe()["EndpointStatus"] == "InService"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def doubled(cloud, models):
     endpoint = Endpoint(cloud, create_config(cloud, variant(models[0]))).serve()
     yield endpoint
@@ -183,8 +183,6 @@ def test_a_serverless_endpoint(cloud, models):
     assert "CurrentInstanceCount" not in described
     assert endpoint.ask({"x": 4})["product"] == 8
     once = Config(retries={"total_max_attempts": 1})
-    impatient = Endpoint.__new__(Endpoint)
-    impatient.cloud, impatient.name = cloud, endpoint.name
     slow = threading.Thread(target=lambda: endpoint.ask({"x": 1, "pause": 2}))
     slow.start()
     runtime = cloud.client("sagemaker-runtime", config=once)
