@@ -158,7 +158,7 @@ def pipeline(cloud, mode=None):
 
 def test_a_pipeline_asks_one_container_after_the_other(cloud):
     endpoint = serve(cloud, pipeline(cloud))
-    found = answer(endpoint, Accept="application/x-mine", ContentType="text/csv")
+    found = answer(endpoint, Accept="application/x-mine", content_type="text/csv")
     assert found == [
         *("first", "text/csv", "application/json"),
         *("second", "application/json", "application/x-mine"),
