@@ -8,7 +8,6 @@ from local_cloud.serving import definitions, model_sources, submitted_code
 from local_cloud.store import arn, now, page
 
 MODEL, CONFIG = "Model", "EndpointConfig"
-WORDS = {MODEL: "model", CONFIG: "endpoint configuration", ENDPOINT: "endpoint"}
 MAX_INSTANCES = 8  # Processes of one endpoint; each may hold a whole model in memory.
 IN_PROGRESS = ("Creating", "Updating", "SystemUpdating", "RollingBack")
 PRIVATE = "Deployment"  # Field of an endpoint's record: what it is made of.
@@ -62,8 +61,6 @@ class Hosting:
     def keep(self, kind, name, arn_kind, params, region, **fields):
         """Store a new record made of the request and `fields`."""
         resource = arn(region, arn_kind, name)
-        if self.store.has(kind, name):
-            raise invalid(f'Cannot create already existing {WORDS[kind]} "{resource}".')
         record = {key: value for key, value in params.items() if key != "Tags"}
         record.update({f"{kind}Arn": resource, "CreationTime": now(), **fields})
         self.store.add(kind, name, record)

@@ -8,6 +8,7 @@ import secrets
 import shutil
 import signal
 import socket
+import sqlite3
 import threading
 
 from werkzeug import Request, Response
@@ -18,6 +19,7 @@ from local_cloud.errors import CloudError, ServiceError
 from local_cloud.instance import (
     HOST,
     MARKER,
+    STATE,
     Instance,
     end_processes,
     home_folder,
@@ -37,7 +39,9 @@ from moto.moto_server.werkzeug_app import (
 from local_cloud import iam, signature
 from local_cloud.api import ControlPlane
 from local_cloud.aws import LocalAws
+from local_cloud.disk import Disk
 from local_cloud.hosting import Hosting
+from local_cloud.mirror import Mirror, form_of
 from local_cloud.processing import Processing
 from local_cloud.store import Store
 from local_cloud.tags import Tags
@@ -63,16 +67,23 @@ class QuietHandler(MotoRequestHandler):
 class Cloud:
     """The WSGI application of one instance, and the services behind it."""
 
-    def __init__(self, instance):
+    def __init__(self, instance, disk):
         self.instance = instance
         self.moto = DomainDispatcherApplication(create_backend_app)
+        self.mirror = Mirror(disk, self.moto, instance.region)
         aws = LocalAws(instance)
-        store = Store()
+        store = Store(disk)
         training = Training(store, aws)
         self.hosting = Hosting(store, aws)
-        services = [training, Tuning(store, aws, training), Processing(store, aws)]
-        services += [self.hosting, Transform(store, aws), Tags(store)]
-        self.control_plane = ControlPlane(services)
+        self.services = [training, Tuning(store, aws, training), Processing(store, aws)]
+        self.services += [self.hosting, Transform(store, aws)]
+        self.control_plane = ControlPlane([*self.services, Tags(store)])
+
+    def restore(self):
+        """Bring back what an earlier server kept on the disk, and say of every job how it ended."""
+        self.mirror.restore()
+        for service in self.services:
+            getattr(service, "recover", lambda: None)()
 
     def __call__(self, environ, start_response):
         request = Request(environ)
@@ -86,6 +97,9 @@ class Cloud:
             limit = request.max_content_length
             error = ServiceError("RequestTooLarge", f"The body is over {limit} bytes.", 413)
             answer = refusal(request, error)
+        except sqlite3.Error as error:
+            words = f"local_cloud cannot write to its state folder: {error}"
+            answer = refusal(request, ServiceError("InternalFailure", words, 500))
         except Exception:
             log.exception("%s %s", request.method, request.path)
             answer = refusal(request, ServiceError("InternalFailure", "See server.log.", 500))
@@ -114,11 +128,14 @@ class Cloud:
                 "UnknownOperationException", f"local_cloud does not offer {caller.service!r}."
             )
         if caller.service == "iam":
-            form = Request({**environ, "wsgi.input": io.BytesIO(body)}).form
+            form = form_of(request, body)
             if form.get("Action") == iam.ACTION:
                 status, text = iam.simulate_principal_policy(form)
                 return Response(text, status, content_type="text/xml")
-        return self.moto
+        response = Response.from_app(self.moto, environ)
+        if response.status_code < 300:
+            self.mirror.record(caller, request, body)
+        return response
 
     def sagemaker(self, request, body, region):
         """The answer of SageMaker's control plane or of an endpoint."""
@@ -168,6 +185,7 @@ def serve(port, region, work_folder):
     )
     listener.close()
     server.daemon_threads = True
+    disk = Disk(home_folder() / STATE)
     instance = Instance(
         name=os.environ[MARKER],
         url=f"http://{HOST}:{server.port}",
@@ -177,13 +195,15 @@ def serve(port, region, work_folder):
         secret_key=secrets.token_urlsafe(30),
         work_folder=work_folder,
     )
-    application.cloud = Cloud(instance)
+    application.cloud = Cloud(instance, disk)
+    application.cloud.restore()
     signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown).start())
     write_instance(home_folder(), instance)
     server.serve_forever(poll_interval=0.1)
     # `stop` does this, too; a plain SIGTERM must not leave the jobs behind either.
     end_processes([p for p in processes_of(instance.name) if p.pid != instance.pid], grace=2)
     shutil.rmtree(work_folder, ignore_errors=True)
+    disk.close()
 
 
 class ApplicationSlot:

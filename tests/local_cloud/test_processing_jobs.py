@@ -96,10 +96,11 @@ def test_inputs_arguments_and_outputs_by_boto3(cloud):
 
 
 def test_environment_and_configuration_are_there(cloud):
-    script = """
-import json, os
-print("dir", os.environ["DATA_DIR"], os.environ["OTHER"], os.path.isdir(os.environ["DATA_DIR"]))
-"""
+    # One line: the service's pattern for arguments, ".*", refuses line breaks.
+    script = (
+        "from os import environ as e, path; "
+        "print('dir', e['DATA_DIR'], e['OTHER'], path.isdir(e['DATA_DIR']))"
+    )
     cloud.put("items/a.txt", b"1")
     description = process(
         cloud,
