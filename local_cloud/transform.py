@@ -51,7 +51,7 @@ class Transform:
         self.jobs = {}
         self.operations = {
             "CreateTransformJob": self.create,
-            "DescribeTransformJob": lambda p, _: self.store.get(KIND, p["TransformJobName"]),
+            "DescribeTransformJob": self.describe,
             "ListTransformJobs": self.list,
             "StopTransformJob": self.stop,
         }
@@ -73,6 +73,11 @@ class Transform:
         self.jobs[name] = job
         job.start()
         return {"TransformJobArn": record["TransformJobArn"]}
+
+    def describe(self, params, region):
+        record = self.store.get(KIND, params["TransformJobName"])
+        del record["LastModifiedTime"]  # Only the summaries have it.
+        return record
 
     def forget(self, name):
         self.jobs.pop(name, None)

@@ -178,7 +178,10 @@ def test_one_container_of_several_can_be_asked_directly(cloud):
     ("container", "words"),
     [
         ({"Mode": "MultiModel", "ModelDataUrl": "s3://b/models/"}, "multi-model"),
-        ({"ModelPackageName": "arn:aws:sagemaker:x:1:model-package/p/1"}, "no model registry"),
+        (
+            {"ModelPackageName": "arn:aws:sagemaker:us-east-1:123456789012:model-package/p/1"},
+            "no model registry",
+        ),
         (
             {"Image": "1.dkr.ecr.x.amazonaws.com/linear-learner:1", "ModelDataUrl": "s3://b/k"},
             "algorithm",
