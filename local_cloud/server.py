@@ -71,8 +71,8 @@ class Cloud:
         self.instance = instance
         self.moto = DomainDispatcherApplication(create_backend_app)
         self.mirror = Mirror(disk, self.moto, instance.region)
-        aws = LocalAws(instance)
-        store = Store(disk)
+        self.aws = aws = LocalAws(instance)
+        self.store = store = Store(disk)
         training = Training(store, aws)
         self.hosting = Hosting(store, aws)
         self.services = [training, Tuning(store, aws, training), Processing(store, aws)]
@@ -84,6 +84,11 @@ class Cloud:
         self.mirror.restore()
         for service in self.services:
             getattr(service, "recover", lambda: None)()
+
+    def halt(self):
+        """Let what runs be ended without a trace in the records, and without a restart."""
+        self.store.freeze()
+        self.aws.ending.set()
 
     def __call__(self, environ, start_response):
         request = Request(environ)
@@ -200,6 +205,7 @@ def serve(port, region, work_folder):
     signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown).start())
     write_instance(home_folder(), instance)
     server.serve_forever(poll_interval=0.1)
+    application.cloud.halt()
     # `stop` does this, too; a plain SIGTERM must not leave the jobs behind either.
     end_processes([p for p in processes_of(instance.name) if p.pid != instance.pid], grace=2)
     shutil.rmtree(work_folder, ignore_errors=True)

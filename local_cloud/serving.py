@@ -194,7 +194,8 @@ class ModelContainer:
         except JobFailed as error:
             self.failure = str(error)
         except Exception as error:
-            log.exception("model server of %s", self._log_target)
+            if not self._is_over():
+                log.exception("model server of %s", self._log_target)
             self.failure = f"InternalFailure: {type(error).__name__}: {error}"
         finally:
             self._url = None
@@ -268,12 +269,12 @@ class ModelContainer:
         handlers = default_handlers(self.definition)
         command = [*self._python(), str(MODEL_SERVER), str(model), str(code), str(port_file)]
         pause = 0.05
-        while not self._closing.is_set():
+        while not self._is_over():
             port_file.unlink(missing_ok=True)
             started = time.monotonic()
             self._run_server([*command, handlers], model, port_file, stream)
             self._url = None
-            if self._closing.is_set():
+            if self._is_over():
                 return
             if not self._settled.is_set():
                 raise JobFailed(
@@ -283,6 +284,9 @@ class ModelContainer:
             # The service replaces what crashed, too, and the endpoint stays in service meanwhile.
             pause = 0.1 if time.monotonic() - started > MAX_PAUSE else min(2 * pause, MAX_PAUSE)
             self._closing.wait(pause)
+
+    def _is_over(self):
+        return self._closing.is_set() or self.aws.ending.is_set()
 
     def _run_server(self, command, cwd, port_file, stream):
         """Run the server's process once, to its end."""

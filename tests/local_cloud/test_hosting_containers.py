@@ -174,6 +174,9 @@ def test_one_container_of_several_can_be_asked_directly(cloud):
     endpoint.delete()
 
 
+PACKAGE = "arn:aws:sagemaker:us-east-1:123456789012:model-package/p/1"
+
+
 @pytest.mark.parametrize(
     ("container", "words"),
     [
