@@ -83,12 +83,15 @@ def create_config(cloud, *variants, **fields):
 
 
 class Endpoint:
-    """One endpoint made by boto3."""
+    """One endpoint, made by boto3 unless it is called by the name of one that exists."""
 
-    def __init__(self, cloud, config, **fields):
+    def __init__(self, cloud, config=None, name=None, **fields):
         self.cloud = cloud
-        self.name = unique("endpoint")
-        cloud.sagemaker.create_endpoint(EndpointName=self.name, EndpointConfigName=config, **fields)
+        self.name = name or unique("endpoint")
+        if name is None:
+            cloud.sagemaker.create_endpoint(
+                EndpointName=self.name, EndpointConfigName=config, **fields
+            )
 
     def describe(self):
         return self.cloud.sagemaker.describe_endpoint(EndpointName=self.name)

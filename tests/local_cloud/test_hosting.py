@@ -3,20 +3,18 @@
 import io
 import json
 import os
-import re
 import signal
 import tarfile
 import time
 import urllib.error
 import urllib.request
-import uuid
 from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 import pytest
 from botocore.exceptions import ClientError
 from endpoints import MULTIPLY, deploy, multiplier
-from harness import ROLE, archive, processes_with, until
+from harness import archive, processes_with, until
 
 WITH_CONTEXT = """
 def model_fn(model_dir, context):
@@ -183,41 +181,3 @@ def test_secrets_are_not_in_arguments(cloud, multiply):
     for secret in secrets:
         assert not any(secret in command for command in commands)
         assert secret not in (cloud.home / "server.log").read_text()
-
-
-def test_resources_of_the_sdk(cloud, sdk):
-    from sagemaker.core.resources import Endpoint as SdkEndpoint
-    from sagemaker.core.resources import EndpointConfig, Model
-    from sagemaker.core.shapes import ContainerDefinition, ProductionVariant
-
-    uri = cloud.put(
-        "sdk/model.tar.gz", archive({"factor.json": "5", "code/inference.py": MULTIPLY})
-    )
-    name = f"sdk-{uuid.uuid4().hex[:8]}"
-    model = Model.create(
-        model_name=name,
-        primary_container=ContainerDefinition(image="any/image:1", model_data_url=uri),
-        execution_role_arn=ROLE,
-    )
-    config = EndpointConfig.create(
-        endpoint_config_name=name,
-        production_variants=[
-            ProductionVariant(
-                variant_name="AllTraffic",
-                model_name=name,
-                initial_instance_count=1,
-                instance_type="ml.m5.large",
-            )
-        ],
-    )
-    endpoint = SdkEndpoint.create(endpoint_name=name, endpoint_config_name=name)
-    endpoint.wait_for_status("InService", poll=1, timeout=60)
-    answer = endpoint.invoke(body=json.dumps({"x": 2}), content_type="application/json")
-    assert json.loads(answer.body.read())["product"] == 10
-    assert name in [found.endpoint_name for found in SdkEndpoint.get_all()]
-    endpoint.delete()
-    endpoint.wait_for_delete(poll=1, timeout=60)
-    config.delete()
-    model.delete()
-    with pytest.raises(ClientError, match=re.escape(name)):
-        Model.get(model_name=name)
