@@ -1,5 +1,7 @@
 """Models, endpoint configurations and endpoints: what the control plane answers about them."""
 
+import threading
+
 from local_cloud.aws import split_uri
 from local_cloud.endpoint import ENDPOINT, Endpoint, pending
 from local_cloud.errors import JobFailed, ServiceError, invalid
@@ -40,6 +42,7 @@ class Hosting:
     def __init__(self, store, aws):
         self.store, self.aws = store, aws
         self.endpoints = {}
+        self._lock = threading.Lock()  # An endpoint's record and its object come and go together.
         self.runtime = Runtime(store, self.endpoints)
         self.operations = {
             "CreateModel": self.create_model,
@@ -89,18 +92,13 @@ class Hosting:
         check_instances(shares)
         endpoint = Endpoint(self.store, self.aws, name, region)
         deployment = endpoint.make_deployment(snapshot, shares)
-        answer = self.keep(
-            ENDPOINT,
-            name,
-            "endpoint",
-            {key: value for key, value in params.items() if key != "DeploymentConfig"},
-            region,
-            EndpointStatus="Creating",
-            LastModifiedTime=now(),
-            **{**deployment.fields(), "ProductionVariants": deployment.summaries("Creating")},
-        )
-        self.endpoints[name] = endpoint
-        endpoint.create(deployment)
+        kept = {key: value for key, value in params.items() if key != "DeploymentConfig"}
+        fields = {**deployment.fields(), "ProductionVariants": deployment.summaries("Creating")}
+        fields.update(EndpointStatus="Creating", LastModifiedTime=now())
+        with self._lock:
+            answer = self.keep(ENDPOINT, name, "endpoint", kept, region, **fields)
+            self.endpoints[name] = endpoint
+            endpoint.create(deployment)
         return answer
 
     def snapshot(self, config_name):
@@ -170,9 +168,10 @@ class Hosting:
         name = params["EndpointName"]
         message = f"Cannot delete endpoint {name} while it is in status {{status}}."
         refused = ("Updating", "SystemUpdating", "RollingBack", "Deleting")
-        self.store.begin(ENDPOINT, name, "Deleting", refused, message)
-        endpoint = self.endpoints.pop(name, None)
-        if endpoint is None:
+        with self._lock:
+            self.store.begin(ENDPOINT, name, "Deleting", refused, message)
+            endpoint = self.endpoints.pop(name, None)
+        if endpoint is None:  # It failed before a restart.
             self.store.remove(ENDPOINT, name)
         else:
             endpoint.close(lambda: self.store.remove(ENDPOINT, name))

@@ -114,6 +114,7 @@ class ModelContainer:
         self._token = secrets.token_urlsafe(30)
         self._pool = urllib3.PoolManager(maxsize=CONNECTIONS)
         self._container = None
+        self._is_late = False  # It did not answer in time, so it was ended for good.
         self._closing = threading.Event()
         self._settled = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True, name=stream)
@@ -262,7 +263,7 @@ class ModelContainer:
         """Keep the model server running until it is closed.
 
         Raises:
-            JobFailed: it ended, or did not answer, before it was ever in service.
+            JobFailed: it ended before it was ever in service, or did not answer in time.
         """
         container = self._container
         model, port_file = container.ml / "model", container.root / "port"
@@ -276,7 +277,7 @@ class ModelContainer:
             self._url = None
             if self._is_over():
                 return
-            if not self._settled.is_set():
+            if self._is_late or not self._settled.is_set():
                 raise JobFailed(
                     f"The {self.name} container{self.owner} did not pass the ping health check. "
                     f"Please check CloudWatch logs. Its last lines:\n{self._last_words()}"
@@ -311,6 +312,7 @@ class ModelContainer:
                     self._url = url
                     self._settled.set()
                     return
+        self._is_late = True
         self._container.last_lines.append(
             f"No answer to a ping within {self.startup_timeout} s of its start."
         )

@@ -167,6 +167,25 @@ def test_deleting_frees_process_port_and_folder(cloud):
         endpoint.invoke(b"{}")
 
 
+def test_many_endpoints_leave_no_thread_handle_or_folder(cloud):
+    server = psutil.Process(cloud.server["pid"])
+    folder = os.path.join(cloud.server["work_folder"], "endpoints")
+
+    def resources():
+        return server.num_threads(), server.num_fds(), len(os.listdir(folder))
+
+    def one():
+        endpoint = deploy(cloud, multiplier(2)).serve()
+        endpoint.ask({"x": 1})
+        endpoint.delete()
+
+    one()  # What is made once for all endpoints is there now.
+    before = resources()
+    for _ in range(4):
+        one()
+    until(lambda: all(now <= then for now, then in zip(resources(), before)))
+
+
 def test_deleting_while_it_is_created(cloud):
     slow = "import time\ntime.sleep(60)"
     endpoint = deploy(cloud, archive({"code/inference.py": slow}))
