@@ -15,6 +15,7 @@ import urllib3
 from local_cloud.aws import LogStream, unpack
 from local_cloud.container import OPT_ML, Container
 from local_cloud.errors import JobFailed
+from local_cloud.requirements import are_installed
 
 MODEL_SERVER = Path(__file__).with_name("model_server.py")
 STARTUP_TIMEOUT = 600  # Seconds until the first answer to a ping; the toolkit's own default.
@@ -245,7 +246,7 @@ class ModelContainer:
 
     def _install(self, requirements, stream):
         """Install the code's own packages into this container, as the toolkit does."""
-        if not requirements.is_file():
+        if not requirements.is_file() or are_installed(requirements):
             return
         command = [*self._python(), "-m", "pip", "install", "-r", str(requirements)]
         code = self._container.run(command, requirements.parent, stream.write)
