@@ -51,7 +51,8 @@ from local_cloud.tuning import Tuning
 MOTO_SERVICES = ("s3", "iam", "sts", "logs")
 MAX_BODY = 1 << 30  # 1 GiB; the clients upload larger objects in parts of 8 MiB.
 MAX_STRANGE_BODY = 1 << 20  # Of requests that do not even name the access key.
-MAX_DRAINED = 64 << 20  # Of a refused body that is read and thrown away.
+MAX_DRAINED = 64 << 20  # Of a refused body that is read and thrown away,
+DRAIN_SECONDS = 1  # unless nothing of it comes for so long.
 BODY_READ = "local_cloud.body_read"  # Set in the environment of a request.
 log = logging.getLogger(__name__)
 
@@ -77,12 +78,19 @@ class KeepAliveHandler(MotoRequestHandler):
         environ = self.make_environ()
         try:
             status, headers, body = self.answer_of(environ)
-            if BODY_READ not in environ:
-                self.close_connection = True
-                environ["wsgi.input"].read(MAX_DRAINED)  # Else the client sees a reset, no answer.
+            self.close_connection |= BODY_READ not in environ
             self.send_answer(status, headers, body)
+            if BODY_READ not in environ:
+                self.drain()
         except OSError:  # The client has gone.
             self.close_connection = True
+
+    def drain(self):
+        """Read the rest of a refused body: else its sender sees a reset and no answer."""
+        self.connection.settimeout(DRAIN_SECONDS)
+        left = MAX_DRAINED
+        while left > 0 and (data := self.rfile.read1(1 << 20)):
+            left -= len(data)
 
     def answer_of(self, environ):
         """Status, headers and body that the application gives to a request."""
