@@ -1,4 +1,4 @@
-"""Command line: `python -m local_cloud start | stop | reset | status | logs | open | env`."""
+"""Command line: `python -m local_cloud COMMAND`; `--help` lists the commands."""
 
 import argparse
 import json
@@ -71,6 +71,10 @@ def get_args_parser():
     command.add_argument("--format", choices=("shell", "json"), default="shell")
     command.set_defaults(function=env_command)
 
+    command = commands.add_parser("interrupt", help="take the instances of a spot job away")
+    command.add_argument("job", help="name of a managed spot training job that runs")
+    command.set_defaults(function=interrupt_command)
+
     command = commands.add_parser("serve")  # Without help: it is what `start` runs.
     command.add_argument("--port", type=int, required=True)
     command.add_argument("--region", required=True)
@@ -134,6 +138,13 @@ def status_command(args):
     for row in rows(instance):
         print("  ".join(row))
     return 0
+
+
+def interrupt_command(args):
+    from local_cloud.interruption import interrupt
+
+    interrupt(running_instance(), args.job)
+    print(f"{args.job} is interrupted; it starts again from its checkpoints.")
 
 
 def serve_command(args):

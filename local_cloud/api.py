@@ -9,11 +9,14 @@ import json
 import logging
 
 import botocore.session
+from botocore.model import ServiceModel
 
 from local_cloud import validation
 from local_cloud.errors import ServiceError, invalid
 
 TARGET_PREFIX = "SageMaker."
+# Operations of this cloud alone, and the service's operation whose shapes they share.
+LOCAL_OPERATIONS = {"LocalInterruptTrainingJob": "StopTrainingJob"}
 log = logging.getLogger(__name__)
 
 
@@ -26,7 +29,7 @@ class ControlPlane:
     """
 
     def __init__(self, services):
-        self.model = botocore.session.get_session().get_service_model("sagemaker")
+        self.model = service_model()
         self.operations = {}
         for service in services:
             self.operations.update(service.operations)
@@ -77,6 +80,15 @@ class ControlPlane:
 def refuse_constant(name):
     """`NaN` and `Infinity` are Python's, not JSON's."""
     raise ValueError(name)
+
+
+def service_model():
+    """botocore's description of SageMaker, with the operations of this cloud alone."""
+    data = botocore.session.get_session().get_service_data("sagemaker")
+    operations = dict(data["operations"])
+    for name, like in LOCAL_OPERATIONS.items():
+        operations[name] = {**operations[like], "name": name}
+    return ServiceModel({**data, "operations": operations}, "sagemaker")
 
 
 def to_wire(value):

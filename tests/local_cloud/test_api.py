@@ -15,7 +15,6 @@ from botocore.exceptions import ClientError
 from harness import BUCKET, ROLE, until
 
 NO_VALIDATION = Config(parameter_validation=False)  # So that the server is asked.
-TWO_INSTANCES = {"InstanceType": "ml.m5.large", "InstanceCount": 2, "VolumeSizeInGB": 1}
 NO_INSTANCES = {"InstanceType": "ml.m5.large", "InstanceCount": -1, "VolumeSizeInGB": 1}
 PREFIX = {"S3DataType": "S3Prefix", "S3Uri": "s3://bucket/key"}
 FILE_SYSTEM = {
@@ -182,7 +181,6 @@ def test_an_operation_that_is_not_offered(cloud):
         ({"ResourceConfig": NO_INSTANCES}, "'resourceConfig.instanceCount' .* or equal to 0"),
         ({"Tags": [{"Key": "k" * 200, "Value": "v"}]}, "at 'tags.1.member.key'"),
         ({"HyperParameters": {}}, "brings none for 'any/image:1'"),
-        ({"ResourceConfig": TWO_INSTANCES}, "one instance"),
         ({"InputDataConfig": [channel("..", S3DataSource=PREFIX)]}, "cannot name a channel"),
         ({"InputDataConfig": [channel("a", FileSystemDataSource=FILE_SYSTEM)]}, "S3Prefix"),
         ({"AlgorithmSpecification": BROKEN_METRIC}, "regex of metric 'm'"),
