@@ -46,6 +46,7 @@ from local_cloud.processing import Processing
 from local_cloud.store import Store
 from local_cloud.tags import Tags
 from local_cloud.training import Training
+from local_cloud.transform import Transform
 from local_cloud.tuning import Tuning
 
 MOTO_SERVICES = ("s3", "iam", "sts", "logs")
@@ -127,12 +128,12 @@ class Cloud:
         self.instance = instance
         self.moto = DomainDispatcherApplication(create_backend_app)
         self.mirror = Mirror(disk, self.moto, instance.region)
-        aws = LocalAws(instance)
-        store = Store(disk)
+        self.aws = aws = LocalAws(instance)
+        self.store = store = Store(disk)
         training = Training(store, aws)
         self.hosting = Hosting(store, aws)
         self.services = [training, Tuning(store, aws, training), Processing(store, aws)]
-        self.services += [self.hosting]
+        self.services += [self.hosting, Transform(store, aws)]
         self.control_plane = ControlPlane([*self.services, Tags(store)])
 
     def restore(self):
@@ -140,6 +141,11 @@ class Cloud:
         self.mirror.restore()
         for service in self.services:
             getattr(service, "recover", lambda: None)()
+
+    def halt(self):
+        """Let what runs be ended without a trace in the records, and without a restart."""
+        self.store.freeze()
+        self.aws.ending.set()
 
     def __call__(self, environ, start_response):
         request = Request(environ)
@@ -201,8 +207,10 @@ class Cloud:
             answer = self.control_plane(target, body, region)
             return Response(answer, content_type="application/x-amz-json-1.1")
         parts = request.path.strip("/").split("/")
-        if len(parts) == 3 and parts[0] == "endpoints" and parts[2] == "invocations":
-            return self.hosting.invoke(parts[1], request.headers, body)
+        if len(parts) == 3 and parts[0] == "endpoints":
+            answer = self.hosting.runtime(parts[2], parts[1], request.headers, body)
+            if answer is not None:
+                return answer
         raise ServiceError("UnknownOperationException", f"local_cloud has no {request.path}.", 404)
 
 
@@ -255,6 +263,7 @@ def serve(port, region, work_folder):
     signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown).start())
     write_instance(home_folder(), instance)
     server.serve_forever(poll_interval=0.1)
+    application.cloud.halt()
     # `stop` does this, too; a plain SIGTERM must not leave the jobs behind either.
     end_processes([p for p in processes_of(instance.name) if p.pid != instance.pid], grace=2)
     shutil.rmtree(work_folder, ignore_errors=True)
