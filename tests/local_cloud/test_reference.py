@@ -1,4 +1,4 @@
-"""docs/local_cloud.md says what the server does: every operation, no other, by members that exist."""
+"""docs/local_cloud.md says what the server does: every operation, no other, existing members."""
 
 import ast
 import os
