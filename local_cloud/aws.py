@@ -26,6 +26,7 @@ class LocalAws:
 
     def __init__(self, instance):
         self.instance = instance
+        self.ending = threading.Event()  # Set when the server ends: nothing is started again.
         self._session = boto3.session.Session(
             aws_access_key_id=instance.access_key,
             aws_secret_access_key=instance.secret_key,

@@ -14,6 +14,7 @@ KINDS = {
         "HyperParameterTuningJobSummaries",
     ),
     "ProcessingJob": ("processing job", "list_processing_jobs", "ProcessingJobSummaries"),
+    "TransformJob": ("transform job", "list_transform_jobs", "TransformJobSummaries"),
     "Endpoint": ("endpoint", "list_endpoints", "Endpoints"),
 }
 TITLES = ("kind", "name", "status", "created")

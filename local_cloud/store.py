@@ -46,6 +46,7 @@ class Store:
         self._tags = defaultdict(dict)
         self._numbers = {}  # The order in which records were added.
         self._unsaved = set()  # Changes that the disk refused; tried again with the next one.
+        self._frozen = False
         for kind, name, number, body in disk.query(
             "SELECT kind, name, number, body FROM records ORDER BY number"
         ):
@@ -95,8 +96,18 @@ class Store:
                 self._unsaved.add((kind, name))
                 self._save()
 
+    def freeze(self):
+        """Keep the records as they are on the disk: the server ends, and everything with it.
+
+        What its jobs and endpoints make of that is not how they ended; the next start says so.
+        """
+        with self._lock:
+            self._frozen = True
+
     def _save(self):
         """Write what has changed; a job must reach its end also while the disk is full."""
+        if self._frozen:
+            return
         try:
             for kind, name in sorted(self._unsaved):
                 body = to_json(self._records[kind][name])
