@@ -73,6 +73,9 @@ class KeepAliveHandler(MotoRequestHandler):
     def log_request(self, code="-", size="-"):
         pass
 
+    def log_error(self, form, *args):
+        """Idle connections and requests that are not HTTP are the clients' affair."""
+
     def run_wsgi(self):
         if self.headers.get("Expect", "").strip().lower() == "100-continue":
             self.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -142,7 +145,7 @@ class Cloud:
         iam.make_role()
         self.mirror.restore()
         for service in self.services:
-            getattr(service, "recover", lambda: None)()
+            service.recover()
 
     def halt(self):
         """Let what runs be ended without a trace in the records, and without a restart."""
