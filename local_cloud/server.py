@@ -52,16 +52,73 @@ from local_cloud.tuning import Tuning
 MOTO_SERVICES = ("s3", "iam", "sts", "logs")
 MAX_BODY = 1 << 30  # 1 GiB; the clients upload larger objects in parts of 8 MiB.
 MAX_STRANGE_BODY = 1 << 20  # Of requests that do not even name the access key.
+MAX_DRAINED = 64 << 20  # Of a refused body that is read and thrown away,
+DRAIN_SECONDS = 1  # unless nothing of it comes for so long.
+BODY_READ = "local_cloud.body_read"  # Set in the environment of a request.
 log = logging.getLogger(__name__)
 
 
-class QuietHandler(MotoRequestHandler):
-    """Answers without a log line a request."""
+class KeepAliveHandler(MotoRequestHandler):
+    """Answers many requests over one connection, without a log line for each.
 
-    protocol_version = "HTTP/1.1"  # S3 clients ask "Expect: 100-continue", unknown to 1.0.
+    werkzeug's own handler closes the connection after every answer, because it cannot know whether
+    the request's body was read to its end. `Cloud` reads it before it does anything else.
+    """
+
+    protocol_version = "HTTP/1.1"
+    timeout = 60  # Seconds after which a connection that nobody uses is closed.
+    wbufsize = -1  # Head and body leave in one piece.
 
     def log_request(self, code="-", size="-"):
         pass
+
+    def run_wsgi(self):
+        if self.headers.get("Expect", "").strip().lower() == "100-continue":
+            self.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self.wfile.flush()
+        environ = self.make_environ()
+        try:
+            status, headers, body = self.answer_of(environ)
+            self.close_connection |= BODY_READ not in environ
+            self.send_answer(status, headers, body)
+            if BODY_READ not in environ:
+                self.drain()
+        except OSError:  # The client has gone.
+            self.close_connection = True
+
+    def drain(self):
+        """Read the rest of a refused body: else its sender sees a reset and no answer."""
+        self.connection.settimeout(DRAIN_SECONDS)
+        left = MAX_DRAINED
+        while left > 0 and (data := self.rfile.read1(1 << 20)):
+            left -= len(data)
+
+    def answer_of(self, environ):
+        """Status, headers and body that the application gives to a request."""
+        started = []
+
+        def start_response(status, headers, exc_info=None):
+            started[:] = status, headers
+
+        chunks = self.server.app(environ, start_response)
+        try:
+            return (*started, b"".join(chunks))
+        finally:
+            getattr(chunks, "close", lambda: None)()
+
+    def send_answer(self, status, headers, body):
+        code, _, words = status.partition(" ")
+        self.send_response(int(code), words)
+        for name, value in headers:
+            self.send_header(name, value)
+        bodiless = self.command == "HEAD" or int(code) in (204, 304)
+        if not bodiless and "content-length" not in {name.lower() for name, _ in headers}:
+            self.send_header("Content-Length", str(len(body)))
+        if self.close_connection:
+            self.send_header("Connection", "close")
+        self.end_headers()
+        self.wfile.write(b"" if bodiless else body)
+        self.wfile.flush()
 
 
 class Cloud:
@@ -113,6 +170,7 @@ class Cloud:
     def answer(self, request, environ):
         """The WSGI response to one request; raises ServiceError where it is refused."""
         body = request.get_data(cache=False)
+        environ[BODY_READ] = True
         raw_path = environ.get("RAW_URI") or environ["REQUEST_URI"]
         caller = signature.check(
             request.method,
@@ -185,7 +243,7 @@ def serve(port, region, work_folder):
         port,
         application,
         threaded=True,
-        request_handler=QuietHandler,
+        request_handler=KeepAliveHandler,
         fd=listener.fileno(),
     )
     listener.close()

@@ -14,6 +14,7 @@ from pathlib import Path
 from local_cloud.aws import unpack
 from local_cloud.cluster import GROUP
 from local_cloud.errors import JobFailed, invalid
+from local_cloud.requirements import are_installed
 
 PROGRAM, SUBMITTED = "sagemaker_program", "sagemaker_submit_directory"
 TORCHRUN = "sagemaker_torch_distributed_enabled"
@@ -113,6 +114,11 @@ def copy_code(source, code, name):
         raise JobFailed(f"ClientError: the code {name!r} is neither in S3 nor in a channel.")
 
 
+def processes_each(hyperparameters, gpus):
+    """The processes that the toolkit starts on a host: torchrun one a GPU, otherwise one."""
+    return max(1, gpus) if hyperparameters.get(TORCHRUN) is True else 1
+
+
 def command(code, hyperparameters, rank, hosts, master_port, processes):
     """The command that runs the program, with the installation of what it needs before it.
 
@@ -121,7 +127,7 @@ def command(code, hyperparameters, rank, hosts, master_port, processes):
         rank: number of this host, from 0.
         hosts: names of all hosts.
         master_port: where torchrun's processes meet on the first host.
-        processes: torchrun's processes a host.
+        processes: how many of them torchrun starts on a host.
 
     Raises:
         JobFailed: the program is not in the code, or torchrun cannot start it.
@@ -145,7 +151,8 @@ def command(code, hyperparameters, rank, hosts, master_port, processes):
     steps = []
     if is_package:
         steps.append(INSTALL_PACKAGE)
-    if (code / "requirements.txt").is_file():
+    requirements = code / "requirements.txt"
+    if requirements.is_file() and not are_installed(requirements):
         steps.append(INSTALL_REQUIREMENTS)
     if not steps:
         return run

@@ -505,15 +505,14 @@ class TrainingJob(Job):
         entrypoint = specification.get("ContainerEntrypoint")
         if entrypoint is None and toolkit.PROGRAM not in hyperparameters:
             entrypoint = mapped_command(specification["TrainingImage"])
-        processes = drivers.processes_each(container)
         if entrypoint:
             words = [*entrypoint, *specification.get("ContainerArguments", [])]
             command, cwd = [container.localize(word) for word in words], container.ml
+            processes = drivers.processes_each(container)
         else:
-            processes = max(1, count_gpus())
-            command, cwd = self.toolkit_command(
-                rank, container, toolkit.decoded(hyperparameters), resources, channels, port
-            )
+            values = toolkit.decoded(hyperparameters)
+            command, cwd = self.toolkit_command(rank, container, values, resources, channels, port)
+            processes = toolkit.processes_each(values, count_gpus())
         self.share_processors(container, processes)
         for key, value in request.get("Environment", {}).items():
             container.environment[key] = container.localize(value)
@@ -532,7 +531,8 @@ class TrainingJob(Job):
             MASTER_ADDR=hosts[0],
             MASTER_PORT=str(port),
         )
-        command = toolkit.command(code, hyperparameters, rank, hosts, port, max(1, gpus))
+        processes = toolkit.processes_each(hyperparameters, gpus)
+        command = toolkit.command(code, hyperparameters, rank, hosts, port, processes)
         return command, code
 
     def share_processors(self, container, processes):

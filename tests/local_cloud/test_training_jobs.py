@@ -4,14 +4,11 @@ import itertools
 import json
 import os
 import signal
-import subprocess
-import sys
 
 import psutil
 import pytest
 from botocore.exceptions import ClientError
 from harness import BUCKET, ROLE, archive, is_alive, until
-from packages import wheel
 
 WRITES = """
 import json, os, sys, argparse
@@ -232,18 +229,6 @@ def test_bad_source_archives_fail_with_a_sentence(cloud, source):
     words = {"broken": "cannot be unpacked", "unsafe": "evil.py", "absent": "'main.py' is not in"}
     assert words[source] in description["FailureReason"]
     assert "InternalServerError" not in description["FailureReason"]
-
-
-def test_requirements_are_installed_for_the_job_alone(cloud):
-    files = {
-        "requirements.txt": "--no-index\n./tiny_parcel-9.9-py3-none-any.whl\n",
-        "tiny_parcel-9.9-py3-none-any.whl": wheel("tiny_parcel", "9.9", "WORD = 'unwrapped'"),
-    }
-    description = cloud.train("import tiny_parcel; print(tiny_parcel.WORD)", files=files)
-    assert description["TrainingJobStatus"] == "Completed", description["FailureReason"]
-    assert "unwrapped" in cloud.training_lines(description["TrainingJobName"])
-    here = subprocess.run([sys.executable, "-c", "import tiny_parcel"], capture_output=True)
-    assert here.returncode != 0
 
 
 def test_secrets_are_in_no_log_and_no_argument(cloud, completed):
