@@ -41,9 +41,13 @@ class LocalAws:
         with self._lock:
             if (service, region) not in self._clients:
                 config = Config(retries={"max_attempts": 2}, max_pool_connections=32, proxies={})
-                self._clients[service, region] = self._session.client(
+                client = self._session.client(
                     service, region_name=region, endpoint_url=self.instance.url, config=config
                 )
+                # A client makes its exception classes when they are first asked for; two threads
+                # that ask at once would get different ones, of which one is never raised.
+                _ = client.exceptions
+                self._clients[service, region] = client
             return self._clients[service, region]
 
     def keys_below(self, uri):

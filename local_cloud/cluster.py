@@ -81,19 +81,20 @@ class Cluster:
         started = int(time.time())
 
         def run_host(number, container, command, cwd):
-            stream = LogStream(self.aws, self.region, group, f"{job_name}/algo-{number}-{started}")
-
-            def keep(line):
-                stream.write(line)
-                on_line(line)
-
+            name = f"{job_name}/algo-{number}-{started}"
             try:
-                code = container.run(command, cwd, keep, timeout, on_timeout)
+                with contextlib.closing(LogStream(self.aws, self.region, group, name)) as stream:
+
+                    def keep(line):
+                        stream.write(line)
+                        on_line(line)
+
+                    code = container.run(command, cwd, keep, timeout, on_timeout)
             except OSError as error:
                 self._error = JobFailed(f"AlgorithmError: cannot run {command[0]!r}: {error}")
                 code = 1
-            finally:
-                stream.close()
+            except Exception as error:  # Nobody else would see it, and the job seem complete.
+                self._error, code = error, 1
             if code != 0:
                 self._fail(Failure(container, code))
 

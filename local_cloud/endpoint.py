@@ -131,10 +131,6 @@ class Endpoint:
     def is_live(self):
         return self._live is not None
 
-    @property
-    def live(self):
-        return self._live
-
     def make_deployment(self, snapshot, shares):
         return Deployment(self.aws, self.region, self.name, snapshot, shares)
 

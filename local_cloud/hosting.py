@@ -5,6 +5,7 @@ import threading
 from local_cloud.aws import split_uri
 from local_cloud.endpoint import ENDPOINT, Endpoint, pending
 from local_cloud.errors import JobFailed, ServiceError, invalid
+from local_cloud.images import check_image
 from local_cloud.invocation import Runtime
 from local_cloud.serving import definitions, model_sources, submitted_code
 from local_cloud.store import arn, now, page
@@ -14,26 +15,6 @@ MAX_INSTANCES = 8  # Processes of one endpoint; each may hold a whole model in m
 IN_PROGRESS = ("Creating", "Updating", "SystemUpdating", "RollingBack")
 PRIVATE = "Deployment"  # Field of an endpoint's record: what it is made of.
 RETAINED = ("DesiredInstanceCount", "DesiredWeight", "DataCaptureConfig")
-# Repositories of AWS's algorithms whose images bring the code that would serve the model.
-ALGORITHMS = {
-    "blazingtext",
-    "factorization-machines",
-    "forecasting-deepar",
-    "image-classification",
-    "image-classification-neo",
-    "ipinsights",
-    "kmeans",
-    "knn",
-    "lda",
-    "linear-learner",
-    "ntm",
-    "object-detection",
-    "object2vec",
-    "pca",
-    "randomcutforest",
-    "semantic-segmentation",
-    "seq2seq",
-}
 
 
 class Hosting:
@@ -232,13 +213,7 @@ def check_container(definition):
         raise invalid("local_cloud does not serve multi-model containers (Mode MultiModel).")
     if "ModelPackageName" in definition:
         raise invalid("local_cloud has no model registry: name the model data of the package.")
-    image = definition.get("Image", "")
-    repository = image.partition(":")[0].rpartition("/")[2]
-    if repository in ALGORITHMS:
-        raise invalid(
-            f"local_cloud runs scripts, not images, and {image!r} is an algorithm of AWS's that "
-            "only its image can run."
-        )
+    check_image(definition.get("Image", ""), brings_code=True, needs="")
     if not model_sources(definition) and not submitted_code(definition):
         raise invalid(
             "local_cloud runs scripts, not images: a container needs ModelDataUrl, ModelDataSource "

@@ -6,6 +6,7 @@ import time
 import uuid
 
 from werkzeug import Response
+from werkzeug.datastructures import Headers
 
 from local_cloud import ACCOUNT_ID
 from local_cloud.asynchronous import TIME_TO_LIVE, TIMEOUT, AsyncRequest, locations
@@ -115,7 +116,7 @@ class Runtime:
             output,
             failure,
         )
-        known = dict(headers)
+        known = Headers(headers)  # The request's own are gone when it is carried out.
 
         def answer(payload, request):
             found, _ = ask(endpoint, known, request.headers, payload, request.timeout, strict=False)

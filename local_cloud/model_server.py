@@ -94,7 +94,7 @@ class Context:
         return self.status, self.phrase
 
     def set_response_status(self, code=200, phrase="", idx=0):
-        self.status, self.phrase = code, phrase
+        self.status, self.phrase = int(code), phrase
 
     def get_response_content_type(self, idx):
         return self.response_headers.get("Content-Type")
@@ -376,6 +376,10 @@ class Handler(BaseHTTPRequestHandler):
         return False
 
     def reply(self, status, body, headers=None, phrase=None):
+        if not 200 <= status <= 599:
+            status = 500  # Others have a meaning of their own in HTTP.
+        if status in (204, 304):
+            body = b""  # These have none; it would be read as the next answer's beginning.
         # A phrase with a line break would begin a header of its own.
         self.send_response(status, " ".join(phrase.split()) if phrase else None)
         for name, value in (headers or {}).items():

@@ -88,6 +88,8 @@ def check(params):
         ServiceError: with the reason.
     """
     resources = params["ProcessingResources"]["ClusterConfig"]
+    if "InstanceType" not in resources:
+        raise invalid("The cluster of a processing job needs an InstanceType.")
     check_count(resources.get("InstanceCount", 1), resources["InstanceType"], "processing job")
     specification = params["AppSpecification"]
     check_image(

@@ -140,7 +140,7 @@ class Cloud:
         """Bring back what an earlier server kept on the disk, and say of every job how it ended."""
         self.mirror.restore()
         for service in self.services:
-            getattr(service, "recover", lambda: None)()
+            service.recover()
 
     def halt(self):
         """Let what runs be ended without a trace in the records, and without a restart."""

@@ -23,7 +23,8 @@ def model_fn(model_dir):
 def predict_fn(data, model):
     return [model, data]
 """
-TRUST = json.dumps({"Version": "2012-10-17", "Statement": []})
+ANYTHING = {"Effect": "Allow", "Action": "*", "Resource": "*"}
+POLICY = json.dumps({"Version": "2012-10-17", "Statement": [ANYTHING]})
 FINAL = ("Completed", "Failed", "Stopped")
 
 
@@ -104,8 +105,8 @@ def test_everything_is_there_again_after_stop_and_start(own_home):
     cloud.s3.delete_bucket(Bucket="gone-again")
     cloud.s3.put_bucket_policy(Bucket=BUCKET, Policy='{"Version": "2012-10-17"}')
     iam = cloud.client("iam")
-    iam.create_role(RoleName="r", AssumeRolePolicyDocument=TRUST)
-    iam.put_role_policy(RoleName="r", PolicyName="p", PolicyDocument=TRUST)
+    iam.create_role(RoleName="r", AssumeRolePolicyDocument=POLICY)
+    iam.put_role_policy(RoleName="r", PolicyName="p", PolicyDocument=POLICY)
     before = objects(cloud)
 
     assert command_line(own_home, "stop").returncode == 0
@@ -203,9 +204,12 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(small_disk):
 
 
 def test_the_command_line_follows_a_log_and_names_the_folder(cloud):
-    name = cloud.start_training("import time\nfor i in range(3): print(i); time.sleep(0.3)")
-    folder = until(lambda: command_line(cloud.home, "open", name).stdout.strip())
+    slow = cloud.start_training(SLOW)
+    until(lambda: "started" in cloud.training_lines(slow))
+    folder = command_line(cloud.home, "open", slow).stdout.strip()
     assert Path(folder).is_dir()
+    cloud.sagemaker.stop_training_job(TrainingJobName=slow)
+    name = cloud.start_training("import time\nfor i in range(3): print(i); time.sleep(0.3)")
     followed = command_line(cloud.home, "logs", name)
     assert (followed.returncode, followed.stdout) == (0, "0\n1\n2\n")
     assert cloud.wait_for_training(name)["TrainingJobStatus"] == "Completed"

@@ -187,11 +187,11 @@ PACKAGE = "arn:aws:sagemaker:us-east-1:123456789012:model-package/p/1"
         ),
         (
             {"Image": "1.dkr.ecr.x.amazonaws.com/linear-learner:1", "ModelDataUrl": "s3://b/k"},
-            "algorithm",
+            "built-in algorithm",
         ),
         ({"Image": "any/image:1"}, "runs scripts, not images"),
     ],
-    ids=["multi-model", "package", "algorithm", "nothing but an image"],
+    ids=["multi-model", "package", "built-in algorithm", "nothing but an image"],
 )
 def test_models_that_could_not_be_served_are_refused(cloud, container, words):
     with pytest.raises(ClientError, match=words):

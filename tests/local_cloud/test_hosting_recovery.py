@@ -1,7 +1,5 @@
 """What becomes of endpoints and transform jobs when the server ends and starts again."""
 
-import psutil
-import pytest
 from endpoints import Endpoint, create_config, create_model, multiplier, variant
 from harness import BUCKET, Cloud, archive, command_line
 
@@ -23,8 +21,7 @@ def start(home):
     return Cloud(home)
 
 
-@pytest.mark.parametrize("end", ["stop", "kill"])
-def test_endpoints_serve_again(own_home, end):
+def test_endpoints_serve_again(own_home):
     cloud = start(own_home)
     cloud.s3.create_bucket(Bucket=BUCKET)
     double, triple = (create_model(cloud, multiplier(factor)) for factor in (2, 3))
@@ -58,10 +55,7 @@ def test_endpoints_serve_again(own_home, end):
         "TransformResources": {"InstanceType": "ml.m5.large", "InstanceCount": 1},
     }
     cloud.sagemaker.create_transform_job(**job)
-    if end == "kill":
-        psutil.Process(cloud.server["pid"]).kill()
-    else:
-        command_line(own_home, "stop")
+    command_line(own_home, "stop")
 
     again = start(own_home)
     for endpoint in (scaled, creating, updating, failed):

@@ -26,7 +26,8 @@ def transform_fn(model, body, content_type, accept, context):
     attributes = context.get_request_header(0, "{ATTRIBUTES}")
     if attributes:
         context.set_response_header(0, "{ATTRIBUTES}", "seen " + attributes)
-    return json.dumps({{"bytes": len(body), "type": content_type}}), "application/json"
+    answer = {{"bytes": len(body), "type": content_type}}
+    return json.dumps({{**answer, "seen": attributes}} if attributes else answer), accept
 """
 CAPTURE = {
     "EnableCapture": True,
@@ -69,6 +70,14 @@ def test_the_container_s_status_comes_back_in_a_model_error(cloud, talk, status)
     assert json.loads(response["OriginalMessage"])["type"] == "application/json"
     assert response["LogStreamArn"].endswith(f"log-group:/aws/sagemaker/Endpoints/{talk.name}")
     assert f"Received {kind} error ({status}) from primary with message" in str(refused.value)
+
+
+def test_odd_statuses_leave_the_connection_in_order(cloud, talk):
+    for _ in range(3):
+        assert talk.invoke(b"status 204")["Body"].read() == b""
+        assert json.loads(talk.invoke(b"x")["Body"].read())["bytes"] == 1
+    with pytest.raises(cloud.runtime.exceptions.ModelError, match=r"server error \(500\)"):
+        talk.invoke(b"status 100")
 
 
 @pytest.mark.parametrize("size", [6_291_456, 6_291_457])
@@ -250,7 +259,14 @@ def stored(cloud, location):
 def test_asynchronous_requests(cloud, patient):
     endpoint, prefix = patient
     answers = [
-        invoke_async(cloud, endpoint, b"x" * n, ContentType="text/plain", InferenceId=f"id-{n}")
+        invoke_async(
+            cloud,
+            endpoint,
+            b"x" * n,
+            ContentType="text/plain",
+            InferenceId=f"id-{n}",
+            CustomAttributes=f"n={n}",
+        )
         for n in range(1, 7)
     ]
     assert [answer["InferenceId"] for answer in answers] == [f"id-{n}" for n in range(1, 7)]
@@ -258,7 +274,7 @@ def test_asynchronous_requests(cloud, patient):
     for n, answer in enumerate(answers, 1):
         assert answer["OutputLocation"].startswith(f"s3://{BUCKET}/{prefix}/out/")
         body = json.loads(stored(cloud, answer["OutputLocation"]))
-        assert body == {"bytes": n, "type": "text/plain"}
+        assert body == {"bytes": n, "type": "text/plain", "seen": f"n={n}"}
 
 
 @pytest.mark.parametrize(

@@ -28,9 +28,11 @@ from tuning_harness import (
 
 @pytest.fixture(scope="module")
 def bayesian(cloud):
-    return tune(
+    description, found = tune(
         cloud, jobs=6, Strategy="Bayesian", HyperParameterTuningJobObjective=MAXIMIZE, RandomSeed=7
     )
+    assert [trial.get("FailureReason") for trial in found] == [None] * 6
+    return description, found
 
 
 def test_trials_keep_to_the_ranges(bayesian):
