@@ -71,12 +71,13 @@ TRAINING = {
             RUNS_NO_IMAGES,
             "`AlgorithmName`, built-in algorithms, instance groups.",
             "The input mode `Pipe`, channels that are not in S3, `AugmentedManifestFile`.",
-            "MPI and the other launchers of the older toolkit except Torchrun.",
+            "The launchers of the older toolkit, MPI among them, except Torchrun.",
             "Debugger and profiler rules; their output folders are synchronised, so a job of your "
             "own can run the rules.",
         ),
         differs=(
             "`File` and `FastFile` are one: everything is there before the script starts.",
+            "With the SDK's MPI driver, the job fails and says so.",
             "A spot job is interrupted only when asked, with `python -m local_cloud interrupt`.",
             "`InstanceType` is shown to the script and means nothing else; hosts share this "
             "machine's processors and GPUs.",

@@ -6,6 +6,7 @@ Limits are read from the code that keeps them, operations from `offered`, and th
 docs/jobs_tried.md, which people write.
 """
 
+import textwrap
 from pathlib import Path
 
 from local_cloud import (
@@ -15,6 +16,7 @@ from local_cloud import (
     cluster,
     container,
     hosting,
+    iam,
     images,
     invocation,
     server,
@@ -26,6 +28,7 @@ from local_cloud.offered import SECTIONS
 
 JOBS_TRIED = Path(__file__).resolve().parent.parent / "docs" / "jobs_tried.md"
 MIB = 1 << 20
+WIDTH = 100  # Characters of a line of prose.
 HEAD = """\
 # What the local cloud offers, and what differs from AWS
 
@@ -45,38 +48,35 @@ name are checked, kept and described, and change nothing. Every other operation 
 `UnknownOperationException`.
 """
 RULES = """\
-## Rules for everything
-
 **Who may ask.** The server listens on 127.0.0.1 only. Every request must carry an AWS signature
 (version 4) made with the keys of this start, which `env` prints and only this user can read; the
 signed time may differ by {skew:g} minutes. There is one account, {account}, and any region.
 
-**Other services.** S3, IAM, STS and CloudWatch Logs are answered by moto. Roles must exist and are
-asked for their permissions where the SDK asks (`iam:SimulatePrincipalPolicy`); jobs themselves run
-as you, with your rights on this machine and your network. They are no sandbox: run only code that
-you would run by hand.
+**Other services.** S3, IAM, STS and CloudWatch Logs are answered by moto. Every caller has assumed
+the role `{role}`, which may do everything; so the SDK finds a role where a call names none, and
+`SAGEMAKER_USER_CONFIG_OVERRIDE` tells it the default bucket, because it would ask AWS's own address
+for the account. `get_execution_role()` and `Session().account_id()` still do.
+
+**No sandbox.** Jobs and endpoints run as you, with your rights on this machine and your network.
+Run only code that you would run by hand.
 
 **Images are names.** A job's script runs with this machine's Python, whatever the image is called.
 `pip install` in a job writes into the job's own folder. Built-in algorithms, whose program is
 inside the image, are refused; `${map}` can name a JSON file that maps an image to a command that
 runs in its place.
 
-**`/opt/ml` is rewritten.** Every host of a job has a folder of its own that stands for `/opt/ml`.
+**`{opt_ml}` is rewritten.** Every host of a job has a folder of its own that stands for `{opt_ml}`.
 The prefix is replaced wherever the request or the submitted code spells it out: in commands,
-arguments, environment values, configuration files and the text files of the code
-({suffixes}, and scripts that begin with `#!`). Log lines and failure reasons show `/opt/ml` again.
-Not replaced: paths that the code puts together while it runs, data channels, binaries, installed
-packages, and code that the job downloads itself.
+arguments, environment values, configuration files and the text files of the code ({suffixes}, and
+scripts that begin with `#!`). Log lines and failure reasons show `{opt_ml}` again. Not replaced:
+paths that the code puts together while it runs, data channels, binaries, installed packages, and
+code that the job downloads itself.
 
 **Host names.** The hosts of a job are called 127.0.0.1, 127.0.0.2, … instead of algo-1, algo-2, …,
 because these resolve to this machine without a network of containers. They share its processors.
 
 **State.** Jobs, models, endpoints, objects, roles and logs survive `stop` and `start`; endpoints
 serve again, and jobs that ran are marked as failed. `python -m local_cloud reset` forgets all.
-
-| limit | here |
-| --- | --- |
-{limits}
 """
 
 
@@ -91,13 +91,18 @@ def page():
 
 def rules():
     """The section that holds for all operations, with the numbers of the code."""
-    return RULES.format(
+    text = RULES.format(
         skew=signature.MAX_SKEW.total_seconds() / 60,
         account=ACCOUNT_ID,
+        role=iam.ROLE,
         map=images.MAP,
+        opt_ml=container.OPT_ML,
         suffixes=", ".join(f"`{suffix}`" for suffix in container.TEXT_SUFFIXES),
-        limits="\n".join(f"| {name} | {value} |" for name, value in limits()),
     )
+    paragraphs = [textwrap.fill(part, WIDTH, break_on_hyphens=False) for part in text.split("\n\n")]
+    table = ["| limit | here |", "| --- | --- |"]
+    table += [f"| {name} | {value} |" for name, value in limits()]
+    return "\n\n".join(["## Rules for everything", *paragraphs, "\n".join(table)]) + "\n"
 
 
 def limits():
@@ -130,17 +135,24 @@ def section(title, operations):
 def details(name, operation):
     """What is kept of one operation's request, as lines; none where all of it is."""
     groups = [
-        ("Carried out", [f"`{member}`" for member in operation.uses], ", "),
-        (
-            "Checked, kept and described, without effect",
-            [f"`{m}`" for m in operation.ignores],
-            ", ",
-        ),
-        ("Refused", operation.refuses, " "),
-        ("Differs from AWS", operation.differs, " "),
+        ("Carried out", grouped(operation.uses)),
+        ("Checked, kept and described, without effect", grouped(operation.ignores)),
+        ("Refused", " ".join(operation.refuses)),
+        ("Differs from AWS", " ".join(operation.differs)),
     ]
-    lines = [f"- **{label}**: {glue.join(words)}" for label, words, glue in groups if words]
+    lines = [f"- **{label}**: {words}" for label, words in groups if words]
     return [f"### {name}", "", *lines, ""] if lines else []
+
+
+def grouped(members):
+    """Members as text: those of the request itself first, then those of each of its parts."""
+    parts = {"": []}
+    for member in members:
+        parent, _, last = member.rpartition(".")
+        parts.setdefault(parent, []).append(f"`{last}`")
+    words = [", ".join(parts.pop(""))]
+    words += [f"of `{parent}` {', '.join(names)}" for parent, names in parts.items()]
+    return "; ".join(filter(None, words))
 
 
 if __name__ == "__main__":
