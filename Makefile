@@ -9,7 +9,7 @@ PY := .venv/bin/python
 NOTEBOOK := train_and_deploy.ipynb
 
 .DEFAULT_GOAL := help
-.PHONY: help run test notebook lab stop clean venv
+.PHONY: help run test soak notebook lab stop clean venv
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,17 +22,20 @@ test: venv  ## lint and test everything
 	@$(PY) -m ruff format --check .
 	@$(PY) -m pytest -n 2 --dist loadfile
 
+soak: venv  ## kill the local cloud, its jobs and endpoints at 50 random moments
+	@SOAK_ROUNDS=50 $(PY) -m pytest tests/local_cloud/test_durability.py -k random_moments
+
 notebook: venv  ## execute the committed notebook again, in place
 	@$(PY) -m studio.execute $(NOTEBOOK) --output $(NOTEBOOK)
 
 lab: venv  ## open the notebook in JupyterLab
 	@$(PY) -m jupyterlab $(NOTEBOOK) $(if $(filter 0,$(shell id -u)),--allow-root)
 
-stop:  ## stop the local cloud: every job and endpoint ends, its files go
+stop:  ## stop the local cloud: every job and endpoint ends; the next start remembers them
 	@$(PY) -m local_cloud stop
 
-clean:  ## stop the local cloud and remove what was built, except .venv
-	@test ! -x $(PY) || $(PY) -m local_cloud stop
+clean:  ## stop the local cloud, forget what it holds, remove what was built, except .venv
+	@test ! -x $(PY) || $(PY) -m local_cloud reset
 	@rm -rf build
 
 venv:

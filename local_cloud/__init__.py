@@ -2,8 +2,8 @@
 
 `python -m local_cloud start` runs one server on 127.0.0.1. Requests signed for S3, IAM, STS and
 CloudWatch Logs are answered by moto; requests signed for SageMaker are answered here, and really
-carried out: training, tuning and processing jobs and endpoints are child processes. Clients are the
-unmodified SageMaker SDK, boto3 and the AWS CLI, pointed here by the variables that
+carried out: training, tuning, processing and transform jobs and endpoints are child processes. The
+clients are the unmodified SageMaker SDK, boto3 and the AWS CLI, pointed here by the variables that
 `python -m local_cloud env` prints.
 """
 

@@ -1,4 +1,4 @@
-"""Command line: `python -m local_cloud start | stop | status | env`."""
+"""Command line: `python -m local_cloud COMMAND`; `--help` lists the commands."""
 
 import argparse
 import json
@@ -13,7 +13,9 @@ EPILOG = """examples:
   python -m local_cloud start
   eval "$(python -m local_cloud env)"      # this shell's boto3 and AWS CLI now talk to it
   aws sagemaker list-training-jobs
-  python -m local_cloud stop               # ends every job and endpoint, removes every file
+  python -m local_cloud logs my-job        # what it prints, until it ends
+  python -m local_cloud stop               # ends every job and endpoint; the next start knows them
+  python -m local_cloud reset              # ends everything and forgets it, S3 objects included
 
 The files are in $LOCAL_CLOUD_HOME, or in .local_cloud beside the package.
 """
@@ -26,6 +28,9 @@ def main():
     except CloudError as error:
         print(f"{PREFIX}{error}", file=sys.stderr)
         return 1
+    except (KeyboardInterrupt, BrokenPipeError):  # Of one who followed a log and has seen enough.
+        sys.stderr.close()  # Python would complain about the pipe once more at its end.
+        return 130
 
 
 def get_args_parser():
@@ -47,12 +52,28 @@ def get_args_parser():
     command = commands.add_parser("stop", help="end the server and everything it started")
     command.set_defaults(function=stop_command)
 
+    command = commands.add_parser("reset", help="stop, and remove all jobs, models, objects, logs")
+    command.set_defaults(function=reset_command)
+
     command = commands.add_parser("status", help="say whether it runs, and list jobs and endpoints")
     command.set_defaults(function=status_command)
+
+    command = commands.add_parser("logs", help="print and follow what a job or endpoint writes")
+    command.add_argument("name", help="of the job or endpoint, as `status` lists it")
+    command.add_argument("--no-follow", action="store_true", help="do not wait for more")
+    command.set_defaults(function=logs_command)
+
+    command = commands.add_parser("open", help="print the folder that a job or endpoint runs in")
+    command.add_argument("name", help="of the job or endpoint, as `status` lists it")
+    command.set_defaults(function=open_command)
 
     command = commands.add_parser("env", help="print the variables that point AWS clients at it")
     command.add_argument("--format", choices=("shell", "json"), default="shell")
     command.set_defaults(function=env_command)
+
+    command = commands.add_parser("interrupt", help="take the instances of a spot job away")
+    command.add_argument("job", help="name of a managed spot training job that runs")
+    command.set_defaults(function=interrupt_command)
 
     command = commands.add_parser("serve")  # Without help: it is what `start` runs.
     command.add_argument("--port", type=int, required=True)
@@ -79,6 +100,24 @@ def stop_command(args):
     print("local_cloud stopped." if stop(home_folder()) else "local_cloud was not running.")
 
 
+def reset_command(args):
+    stop(home_folder(), forget=True)
+    print("local_cloud stopped; it has forgotten everything.")
+
+
+def logs_command(args):
+    from local_cloud.status import log_lines
+
+    for line in log_lines(running_instance(), args.name, follow=not args.no_follow):
+        print(line, flush=True)
+
+
+def open_command(args):
+    from local_cloud.status import folder_of
+
+    print(folder_of(running_instance(), args.name))
+
+
 def env_command(args):
     variables = running_instance().environment()
     if args.format == "json":
@@ -99,6 +138,13 @@ def status_command(args):
     for row in rows(instance):
         print("  ".join(row))
     return 0
+
+
+def interrupt_command(args):
+    from local_cloud.interruption import interrupt
+
+    interrupt(running_instance(), args.job)
+    print(f"{args.job} is interrupted; it starts again from its checkpoints.")
 
 
 def serve_command(args):

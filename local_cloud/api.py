@@ -6,14 +6,18 @@ same members, types and bounds that the SDK knows.
 
 import datetime
 import json
-import re
+import logging
 
 import botocore.session
-from botocore.validate import ParamValidator
+from botocore.model import ServiceModel
 
+from local_cloud import validation
 from local_cloud.errors import ServiceError, invalid
 
 TARGET_PREFIX = "SageMaker."
+# Operations of this cloud alone, and the service's operation whose shapes they share.
+LOCAL_OPERATIONS = {"LocalInterruptTrainingJob": "StopTrainingJob"}
+log = logging.getLogger(__name__)
 
 
 class ControlPlane:
@@ -25,7 +29,7 @@ class ControlPlane:
     """
 
     def __init__(self, services):
-        self.model = botocore.session.get_session().get_service_model("sagemaker")
+        self.model = service_model()
         self.operations = {}
         for service in services:
             self.operations.update(service.operations)
@@ -44,33 +48,47 @@ class ControlPlane:
                 f"local_cloud does not offer the SageMaker operation {name!r}.",
             )
         params = self.parse(name, body)
-        return json.dumps(function(params, region) or {}, default=to_wire).encode()
+        wire = json.dumps(function(params, region) or {}, default=to_wire)
+        self.check_answer(name, wire)
+        return wire.encode()
 
     def parse(self, name, body):
         """The parameters of a request, checked against the service's input shape."""
         try:
-            params = json.loads(body or b"{}")
-        except ValueError:
+            params = json.loads(body or b"{}", parse_constant=refuse_constant)
+        except (ValueError, RecursionError):
             raise ServiceError("SerializationException", "The body is not JSON.") from None
-        if not isinstance(params, dict):
-            raise ServiceError("SerializationException", "The body is not a JSON object.")
         shape = self.model.operation_model(name).input_shape
-        report = ParamValidator().validate(params, shape)
-        if report.has_errors():
-            raise invalid(report.generate_report())
-        for member, value in params.items():
-            self.check_pattern(member, value, shape.members.get(member))
+        try:
+            params = validation.parsed(params, shape)
+        except validation.WrongType as error:
+            raise ServiceError("SerializationException", str(error)) from None
+        found = validation.problems(params, shape)
+        if found:
+            raise invalid(validation.message(found))
         return params
 
-    @staticmethod
-    def check_pattern(member, value, shape):
-        """Names must have the form that the service demands (they become paths here)."""
-        pattern = getattr(shape, "metadata", {}).get("pattern")
-        if pattern and isinstance(value, str) and not re.fullmatch(pattern, value):
-            raise invalid(
-                f"Value '{value}' at '{member}' failed to satisfy constraint: "
-                f"Member must satisfy regular expression pattern: {pattern}"
-            )
+    def check_answer(self, name, wire):
+        """Write a line to the server's log where an answer is not what the service promises."""
+        shape = self.model.operation_model(name).output_shape
+        if shape is None:
+            return
+        for problem in validation.answer_problems(json.loads(wire), shape):
+            log.error("The answer of %s breaks its shape: %s", name, problem)
+
+
+def refuse_constant(name):
+    """`NaN` and `Infinity` are Python's, not JSON's."""
+    raise ValueError(name)
+
+
+def service_model():
+    """botocore's description of SageMaker, with the operations of this cloud alone."""
+    data = botocore.session.get_session().get_service_data("sagemaker")
+    operations = dict(data["operations"])
+    for name, like in LOCAL_OPERATIONS.items():
+        operations[name] = {**operations[like], "name": name}
+    return ServiceModel({**data, "operations": operations}, "sagemaker")
 
 
 def to_wire(value):

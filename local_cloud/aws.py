@@ -26,6 +26,7 @@ class LocalAws:
 
     def __init__(self, instance):
         self.instance = instance
+        self.ending = threading.Event()  # Set when the server ends: nothing is started again.
         self._session = boto3.session.Session(
             aws_access_key_id=instance.access_key,
             aws_secret_access_key=instance.secret_key,
@@ -40,10 +41,43 @@ class LocalAws:
         with self._lock:
             if (service, region) not in self._clients:
                 config = Config(retries={"max_attempts": 2}, max_pool_connections=32, proxies={})
-                self._clients[service, region] = self._session.client(
+                client = self._session.client(
                     service, region_name=region, endpoint_url=self.instance.url, config=config
                 )
+                # A client makes its exception classes when they are first asked for; two threads
+                # that ask at once would get different ones, of which one is never raised.
+                _ = client.exceptions
+                self._clients[service, region] = client
             return self._clients[service, region]
+
+    def keys_below(self, uri):
+        """The keys of all objects whose addresses begin with `uri`, in their order.
+
+        Raises:
+            JobFailed: there is no such bucket.
+        """
+        bucket, prefix = split_uri(uri)
+        pages = self.s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+        try:
+            keys = [entry["Key"] for page in pages for entry in page.get("Contents", [])]
+        except ClientError as error:
+            raise JobFailed(f"ClientError: Data download failed: {uri}: {error}") from error
+        return [key for key in keys if not key.endswith("/")]
+
+    def keys(self, uri):
+        """The key of the object `uri`, or the keys of all objects under that prefix.
+
+        Raises:
+            JobFailed: nothing is there.
+        """
+        keys = self.keys_below(uri)
+        if not keys:
+            raise JobFailed(
+                f"ClientError: Data download failed: No S3 objects found under S3 URL {uri!r}."
+            )
+        _, prefix = split_uri(uri)
+        # One object, not those whose longer names begin alike.
+        return [prefix] if prefix in keys else keys
 
     def download(self, uri, folder):
         """Copy the object `uri`, or all objects under that prefix, into `folder`.
@@ -52,18 +86,14 @@ class LocalAws:
             JobFailed: nothing is there, or a key would leave the folder.
         """
         bucket, prefix = split_uri(uri)
-        pages = self.s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
-        try:
-            keys = [entry["Key"] for page in pages for entry in page.get("Contents", [])]
-        except ClientError as error:
-            raise JobFailed(f"ClientError: Data download failed: {uri}: {error}") from error
-        keys = [key for key in keys if not key.endswith("/")]
-        if not keys:
-            raise JobFailed(
-                f"ClientError: Data download failed: No S3 objects found under S3 URL {uri!r}."
-            )
-        if prefix in keys:  # One object, not those whose longer names begin alike.
-            keys = [prefix]
+        self.download_keys(bucket, prefix, self.keys(uri), folder)
+
+    def download_keys(self, bucket, prefix, keys, folder):
+        """Copy objects into `folder`, under their keys without `prefix`.
+
+        Raises:
+            JobFailed: an object is not there, or its key would leave the folder.
+        """
         folder = Path(folder).resolve()
         for key in keys:
             relative = key[len(prefix) :].lstrip("/") or key.rpartition("/")[2]
@@ -98,16 +128,15 @@ class LocalAws:
         folder = Path(folder)
         for path in sorted(p for p in folder.rglob("*") if p.is_file()):
             key = "/".join([prefix.rstrip("/"), path.relative_to(folder).as_posix()])
-            self._upload_file(path, bucket, key.lstrip("/"))
+            self.upload_file(path, bucket, key.lstrip("/"))
 
     def upload_archive(self, folder, uri, scratch):
         """Copy `folder` to the object `uri` as a `.tar.gz`, made at the path `scratch`."""
-        with tarfile.open(scratch, "w:gz", compresslevel=1) as archive:
-            for path in sorted(Path(folder).iterdir()):
-                archive.add(path, arcname=path.name)
-        self._upload_file(scratch, *split_uri(uri))
+        pack(folder, scratch)
+        self.upload_file(scratch, *split_uri(uri))
 
-    def _upload_file(self, path, bucket, key):
+    def upload_file(self, path, bucket, key):
+        """Copy one file to an object; JobFailed where S3 refuses it."""
         try:
             self.s3.upload_file(str(path), bucket, key)
         except S3UploadFailedError as error:
@@ -122,6 +151,13 @@ def split_uri(uri):
     if scheme != "s3" or not bucket:
         raise JobFailed(f"ClientError: {uri!r} is not an S3 address.")
     return bucket, key.lstrip("/")
+
+
+def pack(folder, archive):
+    """Write what is in `folder` to a `.tar.gz`."""
+    with tarfile.open(archive, "w:gz", compresslevel=1) as tar:
+        for path in sorted(Path(folder).iterdir()):
+            tar.add(path, arcname=path.name)
 
 
 def unpack(archive, folder):
@@ -148,9 +184,11 @@ class LogStream:
         self._events = []
         self._lock = threading.Lock()
         self._closed = threading.Event()
-        with contextlib.suppress(self._client.exceptions.ResourceAlreadyExistsException):
+        exists = self._client.exceptions.ResourceAlreadyExistsException
+        with contextlib.suppress(exists):
             self._client.create_log_group(logGroupName=group)
-        self._client.create_log_stream(**self._target)
+        with contextlib.suppress(exists):  # A host that starts again within the same second.
+            self._client.create_log_stream(**self._target)
         self._thread = threading.Thread(target=self._send_until_closed, daemon=True)
         self._thread.start()
 

@@ -1,12 +1,20 @@
-"""A container in name only: the `/opt/ml` folder of one job, and the process that runs in it.
+"""A container in name only: the `/opt/ml` folder of one host of a job, and the process in it.
 
 Containers see their files under `/opt/ml`. A plain process cannot, so that prefix is rewritten to
-the job's own folder wherever the job's request or the SDK's drivers spell it out: in commands,
-arguments, environment values and the scripts that the SDK uploads.
+the host's own folder wherever the request or the submitted code spells it out: in commands,
+arguments, environment values, configuration files and the text files of the code (`TEXT_SUFFIXES`
+and scripts that begin with `#!`). What the job prints is rewritten back, so that logs and failure
+reasons show `/opt/ml`.
+
+Not rewritten: paths that the code puts together while it runs (`"/opt" + "/ml"`), data channels,
+binaries and notebooks, installed packages, and code that the job downloads itself.
 """
 
 import contextlib
+import functools
 import os
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -25,13 +33,16 @@ from local_cloud.instance import MARKER
 
 OPT_ML = "/opt/ml"
 CONTAINER_MARKER = "LOCAL_CLOUD_CONTAINER"  # Inherited by every process of one container.
-STOP_GRACE = 120  # Seconds between SIGTERM and SIGKILL, as SageMaker gives.
+# Seconds between SIGTERM and SIGKILL: what SageMaker gives, unless the server's user wants less.
+STOP_GRACE = float(os.environ.get("LOCAL_CLOUD_STOP_GRACE", 120))
 LAST_LINES = 20  # Kept to explain a failure where the job left no `output/failure`.
 # What a job keeps of the server's environment: where programs, caches and registries are.
 KEPT = ("PATH", "HOME", "USER", "LANG", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "TORCH_HOME")
 KEPT_PREFIXES = ("LC_", "PIP_", "SSL_", "REQUESTS_", "CUDA_", "DYLD_")
 PROXIES = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "no_proxy", "NO_PROXY")
-PIP = '#!/bin/sh\nexec "$(dirname "$0")/python3" -m pip "$@"\n'
+TEXT_SUFFIXES = (".py", ".sh", ".bash", ".json", ".yaml", ".yml", ".toml", ".cfg", ".ini")
+TEXT_SUFFIXES += (".conf", ".env", ".txt")
+WRAPPER = '#!/bin/sh\nexec "$(dirname "$0")/python3" {} "$@"\n'
 
 
 class Container:
@@ -44,31 +55,49 @@ class Container:
     """
 
     def __init__(self, root, aws, region):
-        self.root = Path(root)
+        self.root = Path(root).resolve()  # As the processes in it will name it.
         self.ml = self.root / "opt" / "ml"
         self.ml.mkdir(parents=True)
+        self._folders = {OPT_ML: self.ml}
         self.environment = base_environment(aws.instance, region)
         self.last_lines = deque(maxlen=LAST_LINES)
-        self.timed_out = False
         self._markers = {MARKER: aws.instance.name, CONTAINER_MARKER: uuid.uuid4().hex}
         self._process = None
         self._stop_at = None
         self._lock = threading.Lock()
 
+    def place(self, path):
+        """The folder that stands for `path` of the container; rewritten from now on.
+
+        Args:
+            path: absolute path as the request names it, such as `/opt/ml/checkpoints` or `/data`.
+        """
+        path = path.rstrip("/")
+        if not is_below(path, OPT_ML):
+            self._folders[path] = self.root / path.lstrip("/")
+        folder = Path(self.localize(path))
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
     def localize(self, text):
-        """`text` with `/opt/ml` replaced by this job's folder."""
-        return text.replace(OPT_ML, str(self.ml))
+        """`text` with `/opt/ml` replaced by this container's folder."""
+        for path, folder in self._folders.items():
+            text = re.sub(spelled(path), lambda _, folder=folder: str(folder), text)
+        return text
 
     def globalize(self, text):
-        """`text` with this job's folder replaced by the paths that a container would show."""
+        """`text` with this container's folder replaced by the paths that it stands for."""
         return text.replace(str(self.root), "")
 
-    def localize_scripts(self, folder, suffixes=(".sh", ".py")):
-        """Rewrite `/opt/ml` inside the scripts of a folder."""
+    def localize_scripts(self, folder):
+        """Rewrite `/opt/ml` inside the text files of a folder of code."""
         for path in Path(folder).rglob("*"):
-            if path.suffix in suffixes and path.is_file():
-                # Bytes, because nobody promised that a script is UTF-8.
-                path.write_bytes(path.read_bytes().replace(OPT_ML.encode(), str(self.ml).encode()))
+            if path.is_file() and not path.is_symlink() and is_text(path):
+                # Latin-1, because nobody promised UTF-8 and every byte comes back as it was.
+                text = path.read_bytes().decode("latin-1")
+                local = self.localize(text)
+                if local != text:
+                    path.write_bytes(local.encode("latin-1"))
 
     def add_python(self):
         """Put an environment of the job's own before this machine's on the path.
@@ -82,19 +111,26 @@ class Container:
         parents = sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
         lines = [f"import site; site.addsitedir({parent!r})\n" for parent in parents]
         (overlay / "lib" / version / "site-packages" / "machine.pth").write_text("".join(lines))
-        for name in ("pip", "pip3"):
+        # Programs such as torchrun name this machine's Python in their first line.
+        for name, arguments in python_programs().items():
             script = overlay / "bin" / name
-            script.write_text(PIP)
+            script.write_text(WRAPPER.format(arguments))
             script.chmod(0o755)
         machine = str(Path(sys.executable).parent)
         path = os.pathsep.join([str(overlay / "bin"), machine, self.environment["PATH"]])
         self.environment.update(PATH=path, VIRTUAL_ENV=str(overlay))
 
-    def run(self, command, cwd, on_line, timeout=None):
+    @property
+    def is_stopping(self):
+        """Whether it was asked to end."""
+        return self._stop_at is not None
+
+    def run(self, command, cwd, on_line, timeout=None, on_timeout=None):
         """Run `command` to its end, every printed line to `on_line`; return the exit code.
 
         Args:
             timeout: seconds after which the process is stopped, as by `stop`.
+            on_timeout: called before that.
 
         Returns:
             The exit code; negative for the signal that ended it.
@@ -113,12 +149,12 @@ class Container:
             )
         reader = threading.Thread(target=self._read, args=(on_line,), daemon=True)
         reader.start()
-        deadline = time.monotonic() + timeout if timeout else None
+        deadline = None if timeout is None else time.monotonic() + timeout
         # The process is not reaped before its group is gone: until then nobody else gets its id.
         leader = psutil.Process(self._process.pid)
         while leader.status() != psutil.STATUS_ZOMBIE and not self._grace_is_over():
-            if deadline and time.monotonic() > deadline:
-                self.timed_out = True
+            if deadline is not None and time.monotonic() > deadline:
+                on_timeout()
                 self.stop()
                 deadline = None
             time.sleep(0.05)
@@ -185,6 +221,39 @@ class Container:
 
     def _grace_is_over(self):
         return self._stop_at is not None and time.monotonic() > self._stop_at + STOP_GRACE
+
+
+def is_below(path, folder):
+    return path == folder or path.startswith(f"{folder}/")
+
+
+def spelled(path):
+    """The regular expression of `path` where a text means it and not a part of a longer one.
+
+    So `s3://bucket/opt/ml` and `/opt/mlflow` stay, and what was rewritten is not rewritten again.
+    """
+    return rf"(?:(?<![\w.-])|(?<=\\[nt])){re.escape(path)}(?![\w-])"
+
+
+def is_text(path):
+    """Whether a file of code may spell out a path."""
+    if path.suffix:
+        return path.suffix in TEXT_SUFFIXES
+    with open(path, "rb") as file:
+        return file.read(2) == b"#!"
+
+
+@functools.cache
+def python_programs():
+    """The programs of this machine's Python environment, and what makes Python run each."""
+    programs = dict.fromkeys(("pip", "pip3"), "-m pip")
+    for path in Path(sys.executable).parent.iterdir():
+        if path.is_file() and not path.is_symlink() and path.name not in programs:
+            with contextlib.suppress(OSError), open(path, "rb") as file:  # sudo is unreadable.
+                first = file.readline(256)
+                if first.startswith(b"#!") and b"python" in first:
+                    programs[path.name] = shlex.quote(str(path))
+    return programs
 
 
 def base_environment(instance, region):

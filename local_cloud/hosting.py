@@ -1,27 +1,20 @@
-"""Models, endpoint configurations and endpoints: one model server process an endpoint."""
+"""Models, endpoint configurations and endpoints: what the control plane answers about them."""
 
-import json
-import secrets
-import shutil
 import threading
-import time
-import uuid
-from pathlib import Path
 
-import urllib3
-from werkzeug import Response
-
-from local_cloud.aws import LogStream, unpack
-from local_cloud.container import Container
+from local_cloud.aws import split_uri
+from local_cloud.endpoint import ENDPOINT, Endpoint, pending
 from local_cloud.errors import JobFailed, ServiceError, invalid
+from local_cloud.images import check_image
+from local_cloud.invocation import Runtime
+from local_cloud.serving import definitions, model_sources, submitted_code
 from local_cloud.store import arn, now, page
 
-MODEL, CONFIG, ENDPOINT = "Model", "EndpointConfig", "Endpoint"
-MODEL_SERVER = Path(__file__).with_name("model_server.py")
-STARTUP_TIMEOUT = 120  # Seconds until the first answer to a ping.
-INVOCATION_TIMEOUT = 60  # Seconds; the service's own limit for a container.
-LOG_GROUP = "/aws/sagemaker/Endpoints"
-MAX_REASON = 1024
+MODEL, CONFIG = "Model", "EndpointConfig"
+MAX_INSTANCES = 8  # Processes of one endpoint; each may hold a whole model in memory.
+IN_PROGRESS = ("Creating", "Updating", "SystemUpdating", "RollingBack")
+PRIVATE = "Deployment"  # Field of an endpoint's record: what it is made of.
+RETAINED = ("DesiredInstanceCount", "DesiredWeight", "DataCaptureConfig")
 
 
 class Hosting:
@@ -30,6 +23,8 @@ class Hosting:
     def __init__(self, store, aws):
         self.store, self.aws = store, aws
         self.endpoints = {}
+        self._lock = threading.Lock()  # An endpoint's record and its object come and go together.
+        self.runtime = Runtime(store, self.endpoints)
         self.operations = {
             "CreateModel": self.create_model,
             "DescribeModel": lambda p, _: self.store.get(MODEL, p["ModelName"]),
@@ -40,73 +35,127 @@ class Hosting:
             "ListEndpointConfigs": self.list_configs,
             "DeleteEndpointConfig": lambda p, _: self.delete(CONFIG, p["EndpointConfigName"]),
             "CreateEndpoint": self.create_endpoint,
-            "DescribeEndpoint": lambda p, _: self.store.get(ENDPOINT, p["EndpointName"]),
+            "DescribeEndpoint": self.describe_endpoint,
             "ListEndpoints": self.list_endpoints,
+            "UpdateEndpoint": self.update_endpoint,
+            "UpdateEndpointWeightsAndCapacities": self.update_weights,
             "DeleteEndpoint": self.delete_endpoint,
         }
 
     def keep(self, kind, name, arn_kind, params, region, **fields):
         """Store a new record made of the request and `fields`."""
+        resource = arn(region, arn_kind, name)
         record = {key: value for key, value in params.items() if key != "Tags"}
-        record.update({f"{kind}Arn": arn(region, arn_kind, name), "CreationTime": now(), **fields})
+        record.update({f"{kind}Arn": resource, "CreationTime": now(), **fields})
         self.store.add(kind, name, record)
-        self.store.set_tags(record[f"{kind}Arn"], params.get("Tags"))
-        return {f"{kind}Arn": record[f"{kind}Arn"]}
+        self.store.set_tags(resource, params.get("Tags"))
+        return {f"{kind}Arn": resource}
 
     def delete(self, kind, name):
         self.store.remove(kind, name)
 
     def create_model(self, params, region):
-        containers = params.get("Containers") or [params.get("PrimaryContainer")]
-        if len(containers) != 1 or containers[0] is None:
-            raise invalid("local_cloud serves models of exactly one container.")
-        if not model_data(containers[0]):
-            raise invalid("local_cloud serves models with ModelDataUrl or ModelDataSource.")
+        check_model(params)
         return self.keep(MODEL, params["ModelName"], "model", params, region)
 
     def create_config(self, params, region):
-        variants = params["ProductionVariants"]
-        if len(variants) != 1:
-            raise invalid("local_cloud serves endpoints of exactly one production variant.")
-        self.store.get(MODEL, variants[0]["ModelName"])
+        check_config(params)
+        for variant in params["ProductionVariants"]:
+            self.store.get(MODEL, variant["ModelName"])
         name = params["EndpointConfigName"]
         return self.keep(CONFIG, name, "endpoint-config", params, region)
 
     def create_endpoint(self, params, region):
         name = params["EndpointName"]
-        config = self.store.get(CONFIG, params["EndpointConfigName"])
-        variant = config["ProductionVariants"][0]
-        model = self.store.get(MODEL, variant["ModelName"])
-        container = (model.get("Containers") or [model.get("PrimaryContainer")])[0]
-        answer = self.keep(
-            ENDPOINT,
-            name,
-            "endpoint",
-            params,
-            region,
-            EndpointStatus="Creating",
-            LastModifiedTime=now(),
-            ProductionVariants=[
-                {
-                    "VariantName": variant["VariantName"],
-                    "CurrentWeight": 1.0,
-                    "DesiredWeight": 1.0,
-                    "CurrentInstanceCount": 1,
-                    "DesiredInstanceCount": 1,
-                }
-            ],
-        )
-        endpoint = Endpoint(self.store, self.aws, name, region, variant, container)
-        self.endpoints[name] = endpoint
-        endpoint.start()
+        check_deployment_config(params)
+        snapshot = self.snapshot(params["EndpointConfigName"])
+        shares = initial_shares(snapshot["Config"])
+        check_instances(shares)
+        endpoint = Endpoint(self.store, self.aws, name, region)
+        deployment = endpoint.make_deployment(snapshot, shares)
+        kept = {key: value for key, value in params.items() if key != "DeploymentConfig"}
+        fields = {**deployment.fields(), "ProductionVariants": deployment.summaries("Creating")}
+        fields.update(EndpointStatus="Creating", LastModifiedTime=now())
+        with self._lock:
+            answer = self.keep(ENDPOINT, name, "endpoint", kept, region, **fields)
+            self.endpoints[name] = endpoint
+            endpoint.create(deployment)
         return answer
+
+    def snapshot(self, config_name):
+        """What an endpoint is made of, as it is now: the configuration and its models."""
+        config = self.store.get(CONFIG, config_name)
+        names = {variant["ModelName"] for variant in config["ProductionVariants"]}
+        return {"Config": config, "Models": {name: self.store.get(MODEL, name) for name in names}}
+
+    def describe_endpoint(self, params, region):
+        record = self.store.get(ENDPOINT, params["EndpointName"])
+        record.pop(PRIVATE, None)
+        return record
+
+    def update_endpoint(self, params, region):
+        name = params["EndpointName"]
+        check_deployment_config(params)
+        record = self.store.get(ENDPOINT, name)
+        snapshot = self.snapshot(params["EndpointConfigName"])
+        shares = initial_shares(snapshot["Config"])
+        if params.get("RetainAllVariantProperties"):
+            excluded = params.get("ExcludeRetainedVariantProperties", [])
+            kept = set(RETAINED) - {entry["VariantPropertyType"] for entry in excluded}
+            retain(snapshot, shares, record, kept)
+        check_instances(shares)
+        endpoint = self.begin_to_update(record)
+        deployment = endpoint.make_deployment(snapshot, shares)
+        fields = {"PendingDeploymentSummary": pending(deployment)}
+        if "DeploymentConfig" in params:
+            fields["LastDeploymentConfig"] = params["DeploymentConfig"]
+        self.store.change(ENDPOINT, name, **fields)
+        endpoint.update(deployment)
+        return {"EndpointArn": record["EndpointArn"]}
+
+    def update_weights(self, params, region):
+        record = self.store.get(ENDPOINT, params["EndpointName"])
+        shares = {v["VariantName"]: present_share(v) for v in record["ProductionVariants"]}
+        for desired in params["DesiredWeightsAndCapacities"]:
+            variant = desired["VariantName"]
+            if variant not in shares:
+                raise invalid(f'Could not find variant "{variant}".')
+            if "ServerlessUpdateConfig" in desired:
+                raise invalid("local_cloud does not change the concurrency of serverless variants.")
+            count, weight = shares[variant]
+            count = desired.get("DesiredInstanceCount", count)
+            if count < 1:
+                raise invalid("DesiredInstanceCount must be at least 1.")
+            shares[variant] = (count, desired.get("DesiredWeight", weight))
+        check_instances(shares)
+        self.begin_to_update(record).scale(shares)
+        return {"EndpointArn": record["EndpointArn"]}
+
+    def begin_to_update(self, record):
+        """Mark an endpoint as updating and return it.
+
+        Raises:
+            ServiceError: it is not in service.
+        """
+        name = record["EndpointName"]
+        message = f'Cannot update in-progress endpoint "{record["EndpointArn"]}".'
+        if record["EndpointStatus"] == "Failed":
+            raise invalid(f"Endpoint {name} is in status Failed; delete it and create it again.")
+        refused = (*IN_PROGRESS, "Deleting", "Failed")
+        self.store.begin(ENDPOINT, name, "Updating", refused, message)
+        return self.endpoints[name]
 
     def delete_endpoint(self, params, region):
         name = params["EndpointName"]
-        message = f"Endpoint {name} is in status {{status}} already."
-        self.store.begin(ENDPOINT, name, "Deleting", ("Deleting",), message)
-        endpoint = self.endpoints.pop(name)
-        endpoint.close(lambda: self.store.remove(ENDPOINT, name))
+        message = f"Cannot delete endpoint {name} while it is in status {{status}}."
+        refused = ("Updating", "SystemUpdating", "RollingBack", "Deleting")
+        with self._lock:
+            self.store.begin(ENDPOINT, name, "Deleting", refused, message)
+            endpoint = self.endpoints.pop(name, None)
+        if endpoint is None:  # It failed before a restart.
+            self.store.remove(ENDPOINT, name)
+        else:
+            endpoint.close(lambda: self.store.remove(ENDPOINT, name))
 
     def list_models(self, params, region):
         fields = ("ModelName", "ModelArn", "CreationTime")
@@ -125,190 +174,155 @@ class Hosting:
         names = ("EndpointName", "EndpointStatus")
         return listing("Endpoints", *page(self.store.all(ENDPOINT), params, *names, fields))
 
-    def invoke(self, name, headers, body):
-        """The response of InvokeEndpoint."""
-        if not self.store.has(ENDPOINT, name):
-            raise invalid(f"Endpoint {name} of account not found.")
-        status = self.store.get(ENDPOINT, name)["EndpointStatus"]
-        endpoint = self.endpoints.get(name)
-        if status != "InService" or endpoint is None:
-            raise invalid(f"Endpoint {name} is in status {status}; it must be InService.")
-        return endpoint.invoke(headers, body)
+    def recover(self):
+        """Serve again, after a restart of the server, every endpoint that was not deleted."""
+        for record in self.store.all(ENDPOINT):
+            name = record["EndpointName"]
+            if record["EndpointStatus"] == "Deleting":
+                self.store.remove(ENDPOINT, name)
+            if record["EndpointStatus"] not in ("InService", *IN_PROGRESS):
+                continue
+            region = record["EndpointArn"].split(":")[3]
+            endpoint = Endpoint(self.store, self.aws, name, region)
+            shares = {v["VariantName"]: present_share(v) for v in record["ProductionVariants"]}
+            self.endpoints[name] = endpoint
+            self.store.change(ENDPOINT, name, EndpointStatus="Creating")
+            endpoint.create(endpoint.make_deployment(record[PRIVATE], shares))
 
 
 def listing(name, summaries, token):
     return {name: summaries, **({"NextToken": token} if token else {})}
 
 
-def model_data(container):
-    """The S3 address of a container's model, or None."""
-    source = container.get("ModelDataSource", {}).get("S3DataSource", {})
-    return container.get("ModelDataUrl") or source.get("S3Uri")
+def check_model(params):
+    """Refuse, before it is created, a model that could not be served here."""
+    if ("PrimaryContainer" in params) == bool(params.get("Containers")):
+        raise invalid("A model has either a PrimaryContainer or Containers.")
+    containers = definitions(params)
+    for definition in containers:
+        check_container(definition)
+    mode = params.get("InferenceExecutionConfig", {}).get("Mode")
+    names = [definition.get("ContainerHostname") for definition in containers]
+    if mode == "Direct" and (None in names or len(set(names)) < len(names)):
+        raise invalid("In the mode Direct every container needs a ContainerHostname of its own.")
 
 
-class Endpoint:
-    """The model server of one endpoint and the thread that keeps it running."""
-
-    def __init__(self, store, aws, name, region, variant, definition):
-        self.store, self.aws, self.name, self.region = store, aws, name, region
-        self.variant, self.definition = variant["VariantName"], definition
-        self.closing = threading.Event()
-        self.container = None
-        self.url = None
-        self.token = secrets.token_urlsafe(30)
-        self.pool = urllib3.PoolManager(maxsize=32)
-        self.stream_name = f"{self.variant}/i-{uuid.uuid4().hex[:17]}"
-        self._thread = threading.Thread(target=self._run, daemon=True, name=name)
-
-    def start(self):
-        self._thread.start()
-
-    def close(self, after):
-        """End the server, then call `after`."""
-        self.closing.set()
-        if self.container is not None:
-            self.container.kill()
-
-        def wait():
-            self._thread.join()
-            after()
-
-        threading.Thread(target=wait, daemon=True).start()
-
-    def _run(self):
-        root = Path(self.aws.instance.work_folder) / "endpoints" / uuid.uuid4().hex
-        try:
-            self.container = Container(root, self.aws, self.region)
-            self.prepare()
-            self.serve()
-        except Exception as error:
-            words = str(error) if isinstance(error, JobFailed) else f"InternalFailure: {error!r}"
-            fields = {"EndpointStatus": "Failed", "FailureReason": words[:MAX_REASON]}
-            if not self.closing.is_set():
-                self.store.change(ENDPOINT, self.name, **fields)
-        finally:
-            if self.container is not None:
-                self.container.remove()
-
-    def prepare(self):
-        """Bring the model to `/opt/ml/model` and set the variables that its code may read."""
-        container = self.container
-        model = container.ml / "model"
-        model.mkdir()
-        download = container.root / "download"
-        self.aws.download(model_data(self.definition), download)
-        for path in list(download.iterdir()):
-            if path.name.endswith(".tar.gz"):
-                unpack(path, model)
-            else:
-                shutil.move(path, model / path.name)
-        container.add_python()
-        environment = self.definition.get("Environment", {})
-        container.environment.update({k: container.localize(v) for k, v in environment.items()})
-        container.environment["SM_MODEL_DIR"] = str(model)
-        container.environment["LOCAL_CLOUD_TOKEN"] = self.token
-
-    def serve(self):
-        """Keep the model server running until the endpoint is deleted.
-
-        Raises:
-            JobFailed: it ended, or did not answer, before it was ever in service.
-        """
-        stream = LogStream(self.aws, self.region, f"{LOG_GROUP}/{self.name}", self.stream_name)
-        port_file = self.container.root / "port"
-        python = self.container.root / "python" / "bin" / "python3"
-        command = [str(python), str(MODEL_SERVER), str(self.container.ml / "model"), str(port_file)]
-        try:
-            while not self.closing.is_set():
-                port_file.unlink(missing_ok=True)
-                ended = threading.Event()
-                watcher = threading.Thread(target=self.watch, args=(port_file, ended), daemon=True)
-                watcher.start()
-                try:
-                    self.container.run(command, self.container.ml / "model", stream.write)
-                finally:
-                    ended.set()
-                    watcher.join()
-                self.url, was_in_service = None, self.url is not None
-                if not was_in_service and not self.closing.is_set():
-                    words = "\n".join(self.container.last_lines) or "it printed nothing"
-                    raise JobFailed(f"The model server did not start: {words}")
-        finally:
-            stream.close()
-
-    def watch(self, port_file, ended):
-        """Wait until the server answers pings; end it where it does not in time.
-
-        Args:
-            port_file: where the server writes its port.
-            ended: set when the server's process has ended.
-        """
-        deadline = time.monotonic() + STARTUP_TIMEOUT
-        while time.monotonic() < deadline and not self.closing.is_set():
-            if ended.wait(0.05):
-                return
-            if port_file.exists():
-                url = f"http://127.0.0.1:{port_file.read_text()}"
-                if self.pings(url):
-                    self.url = url
-                    self.store.change(ENDPOINT, self.name, EndpointStatus="InService")
-                    return
-        self.container.kill()
-
-    def pings(self, url):
-        try:
-            answer = self.pool.request(
-                "GET", f"{url}/ping", headers=self.credentials(), timeout=2, retries=False
-            )
-        except urllib3.exceptions.HTTPError:
-            return False
-        return answer.status == 200
-
-    def credentials(self):
-        return {"Authorization": f"Bearer {self.token}"}
-
-    def invoke(self, headers, body):
-        """Pass one request to the model server and its answer back.
-
-        Raises:
-            ServiceError: ModelError with the server's own status and message where it is not 2xx.
-        """
-        sent = self.credentials()
-        sent["Content-Type"] = headers.get("Content-Type", "application/json")
-        if "Accept" in headers:
-            sent["Accept"] = headers["Accept"]
-        attributes = headers.get("X-Amzn-SageMaker-Custom-Attributes")
-        if attributes:
-            sent["X-Amzn-SageMaker-Custom-Attributes"] = attributes
-        url = self.url
-        try:
-            if url is None:
-                raise urllib3.exceptions.HTTPError("the model server is starting again")
-            answer = self.pool.request(
-                "POST",
-                f"{url}/invocations",
-                body=body,
-                headers=sent,
-                timeout=urllib3.Timeout(connect=2, read=INVOCATION_TIMEOUT),
-                retries=False,
-            )
-        except urllib3.exceptions.HTTPError as error:
-            raise self.model_error(500, f"no answer from the model server: {error}") from error
-        if answer.status >= 300:
-            raise self.model_error(answer.status, answer.data.decode("utf-8", "replace"))
-        response = Response(answer.data, 200, content_type=answer.headers.get("Content-Type"))
-        response.headers["x-Amzn-Invoked-Production-Variant"] = self.variant
-        return response
-
-    def model_error(self, status, message):
-        kind = "client" if status < 500 else "server"
-        log_group = f"{LOG_GROUP}/{self.name}"
-        return ServiceError(
-            "ModelError",
-            f"Received {kind} error ({status}) from {self.variant} with message "
-            f"{json.dumps(message)}. See {log_group} in CloudWatch Logs for more information.",
-            status=424,
-            OriginalStatusCode=status,
-            OriginalMessage=message,
-            LogStreamArn=f"arn:aws:logs:{self.region}:*:log-group:{log_group}",
+def check_container(definition):
+    """Refuse a container that is an image and nothing more, or that needs another service."""
+    if definition.get("Mode") == "MultiModel":
+        raise invalid("local_cloud does not serve multi-model containers (Mode MultiModel).")
+    if "ModelPackageName" in definition:
+        raise invalid("local_cloud has no model registry: name the model data of the package.")
+    check_image(definition.get("Image", ""), brings_code=True, needs="")
+    if not model_sources(definition) and not submitted_code(definition):
+        raise invalid(
+            "local_cloud runs scripts, not images: a container needs ModelDataUrl, ModelDataSource "
+            "or code in the s3:// address SAGEMAKER_SUBMIT_DIRECTORY."
         )
+
+
+def check_config(params):
+    """Refuse an endpoint configuration that could not be carried out here."""
+    for field in ("ShadowProductionVariants", "ExplainerConfig"):
+        if params.get(field):
+            raise invalid(f"local_cloud does not offer {field}.")
+    variants = params["ProductionVariants"]
+    names = [variant["VariantName"] for variant in variants]
+    if len(set(names)) < len(names):
+        raise invalid("Every production variant needs a name of its own.")
+    for variant in variants:
+        check_variant(variant)
+    if params.get("AsyncInferenceConfig"):
+        check_async(params["AsyncInferenceConfig"], variants)
+    if params.get("DataCaptureConfig"):
+        check_bucket(params["DataCaptureConfig"]["DestinationS3Uri"], "DestinationS3Uri")
+
+
+def check_variant(variant):
+    name = variant["VariantName"]
+    if "ModelName" not in variant:
+        raise invalid(f"Variant {name}: local_cloud does not offer inference components.")
+    if "ServerlessConfig" in variant:
+        if variant["ServerlessConfig"]["MemorySizeInMB"] % 1024:
+            raise invalid(f"Variant {name}: MemorySizeInMB must be a multiple of 1024.")
+        if "InstanceType" in variant or "InitialInstanceCount" in variant:
+            raise invalid(f"Variant {name} is serverless and must not name any instances.")
+    elif "InstanceType" not in variant or "InitialInstanceCount" not in variant:
+        raise invalid(f"Variant {name} needs InstanceType and InitialInstanceCount.")
+
+
+def check_async(config, variants):
+    output = config["OutputConfig"]
+    if "S3OutputPath" not in output:
+        raise invalid("AsyncInferenceConfig needs an S3OutputPath.")
+    check_bucket(output["S3OutputPath"], "S3OutputPath")
+    if "S3FailurePath" in output:
+        check_bucket(output["S3FailurePath"], "S3FailurePath")
+    if len(variants) > 1 or "ServerlessConfig" in variants[0]:
+        raise invalid("An asynchronous endpoint has one production variant, with instances.")
+
+
+def check_bucket(uri, field):
+    try:
+        split_uri(uri)
+    except JobFailed:
+        raise invalid(f"{field} must be an s3:// address; {uri!r} is not.") from None
+
+
+def check_deployment_config(params):
+    """Refuse update policies that shift traffic step by step: here it shifts all at once."""
+    config = params.get("DeploymentConfig", {})
+    policy = config.get("BlueGreenUpdatePolicy", {}).get("TrafficRoutingConfiguration", {})
+    if "RollingUpdatePolicy" in config or policy.get("Type", "ALL_AT_ONCE") != "ALL_AT_ONCE":
+        raise invalid("local_cloud shifts the traffic of an endpoint ALL_AT_ONCE only.")
+    if config.get("AutoRollbackConfiguration", {}).get("Alarms"):
+        raise invalid("local_cloud has no CloudWatch alarms that could roll back an update.")
+
+
+def initial_shares(config):
+    """{variant name: (number of instances, weight)} of a new endpoint."""
+    return {
+        variant["VariantName"]: (
+            variant.get("InitialInstanceCount", 1),
+            variant.get("InitialVariantWeight", 1.0),
+        )
+        for variant in config["ProductionVariants"]
+    }
+
+
+def present_share(variant):
+    """Number of instances and weight of an entry of DescribeEndpoint's `ProductionVariants`."""
+    return variant.get("DesiredInstanceCount", 1), variant["DesiredWeight"]
+
+
+def check_instances(shares):
+    wanted = sum(count for count, _ in shares.values())
+    if wanted > MAX_INSTANCES:
+        raise ServiceError(
+            "ResourceLimitExceeded",
+            f"The limit of local_cloud is {MAX_INSTANCES} instances an endpoint, each a process "
+            f"with the whole model; {wanted} were asked for.",
+        )
+
+
+def retain(snapshot, shares, record, kept):
+    """Carry properties of a live endpoint over to its next deployment, in place.
+
+    Args:
+        snapshot, shares: of the next deployment.
+        record: the endpoint's record.
+        kept: names of `RETAINED`.
+    """
+    for variant in record["ProductionVariants"]:
+        name = variant["VariantName"]
+        if name not in shares:
+            continue
+        count, weight = shares[name]
+        old_count, old_weight = present_share(variant)
+        shares[name] = (
+            old_count if "DesiredInstanceCount" in kept else count,
+            old_weight if "DesiredWeight" in kept else weight,
+        )
+    capture = record[PRIVATE]["Config"].get("DataCaptureConfig")
+    if "DataCaptureConfig" in kept and capture:
+        snapshot["Config"]["DataCaptureConfig"] = capture

@@ -31,6 +31,7 @@ START_TIMEOUT = 60  # Seconds; importing moto on a cold disk takes most of it.
 STOP_TIMEOUT = 10  # Seconds between asking and killing.
 PREFIX = "local_cloud: "  # Of every sentence on standard error.
 FILES = ("server.json", "server.json.draft", "server.log", "lock")
+STATE = "state"  # The folder of what survives a restart.
 SHELL_SAFE = set(string.ascii_letters + string.digits + "/._-+@")
 
 
@@ -214,8 +215,12 @@ def wait_until_ready(home, server):
     raise CloudError(f"the server did not answer within {START_TIMEOUT} s; see {home}/server.log.")
 
 
-def stop(home):
-    """Stop the server of `home` and everything it started; return whether it was running."""
+def stop(home, forget=False):
+    """Stop the server of `home` and everything it started; return whether it was running.
+
+    Args:
+        forget: also remove what the next start would bring back: jobs, models, objects, logs.
+    """
     if not home.exists():
         return False
     with locked(home):
@@ -223,12 +228,14 @@ def stop(home):
         instance = read_instance(home)
         if instance is not None:
             clean_up(home, instance)
+        if forget:
+            shutil.rmtree(home / STATE, ignore_errors=True)
         remove_home(home)
     return alive
 
 
 def remove_home(home):
-    """Remove our files from `home`, and `home` unless somebody else's files are in it."""
+    """Remove the files of the ended server from `home`, and `home` where nothing else is in it."""
     for name in FILES:
         (home / name).unlink(missing_ok=True)
     with contextlib.suppress(OSError):

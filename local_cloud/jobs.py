@@ -1,19 +1,22 @@
-"""What training and processing jobs have in common: a record, a thread, a container, a log."""
+"""What training and processing jobs have in common: a record, a thread, a cluster, a log."""
 
+import os
 import re
+import shutil
 import signal
 import threading
 import time
 from pathlib import Path
 
-from local_cloud.aws import LogStream
-from local_cloud.container import Container
-from local_cloud.errors import JobFailed, ServiceError, invalid
-from local_cloud.store import now
+from local_cloud.cluster import Cluster
+from local_cloud.errors import JobFailed, ServiceError
 
 FINAL = ("Completed", "Failed", "Stopped")
 MAX_REASON = 1024  # Characters of FailureReason; the service's own limit.
 MAX_WORDS = 900  # Characters of it that quote what the script printed.
+DAY = 24 * 3600  # Seconds; the service's default for MaxRuntimeInSeconds.
+KEPT = 60  # Seconds that an ended job can still be joined.
+LOST = "InternalServerError: the local cloud ended while the job ran; start the job again."
 # What the SDK's drivers write to `output/failure` for a script that wrote nothing there, and what
 # they print before and after the script's own lines. None of it says why the script failed.
 DRIVER_FAILURES = (
@@ -25,11 +28,57 @@ DRIVER_TAIL = "Command failed with exit code "
 KILLED = re.compile(r"died with <Signals\.(\w+)")
 
 
+class Jobs:
+    """The operations that training and processing jobs have in common.
+
+    Attributes:
+        jobs: the `Job` of every job that runs, and of those that have just ended; all that the
+            answers say comes from the store.
+    """
+
+    kind = ""
+
+    def __init__(self, store, aws):
+        self.store, self.aws = store, aws
+        self.jobs = {}
+
+    def launch(self, name, job):
+        """Start a new job, and forget those that ended a while ago."""
+        # Not at once: whoever starts a job may look it up here to wait for its end.
+        limit = time.monotonic() - KEPT
+        for other, old in list(self.jobs.items()):
+            if old.ended_at is not None and old.ended_at < limit:
+                self.jobs.pop(other, None)
+        self.jobs[name] = job
+        job.start()
+
+    def describe(self, params, region):
+        return self.store.get(self.kind, params[f"{self.kind}Name"])
+
+    def stop(self, params, region):
+        name = params[f"{self.kind}Name"]
+        job = self.jobs.get(name)
+        if job is None:  # It ended, perhaps before this server started.
+            begin_stopping(self.store, self.kind, name)
+        else:
+            job.stop()
+
+    def delete(self, params, region):
+        name = params[f"{self.kind}Name"]
+        delete_finished(self.store, self.kind, name)
+        self.jobs.pop(name, None)
+
+    def unfinished(self):
+        """The records of jobs that have not ended."""
+        records = self.store.all(self.kind)
+        return [record for record in records if record[f"{self.kind}Status"] not in FINAL]
+
+
 class Job:
     """One job and the thread that carries it out.
 
     Subclasses say what happens in `work`, which returns when the job is complete and raises
-    `JobFailed` when it failed.
+    `JobFailed` when it failed, and what the record says at the end in `finish`.
     """
 
     kind = ""
@@ -39,17 +88,14 @@ class Job:
         self.store, self.aws, self.name, self.region = store, aws, name, region
         self.stopping = threading.Event()
         self.lock = threading.Lock()  # A job that ends cannot begin to stop, nor the reverse.
-        self.container = None
+        self.cluster = None
+        self.timed_out = False  # Whether it ran longer than it was allowed to.
+        self.ended_at = None  # By the clock of `time.monotonic`.
         self._thread = threading.Thread(target=self._run, daemon=True, name=name)
 
     @property
     def record(self):
         return self.store.get(self.kind, self.name)
-
-    @property
-    def timed_out(self):
-        """Whether the job ran longer than it was allowed to."""
-        return self.container is not None and self.container.timed_out
 
     def change(self, **fields):
         self.store.change(self.kind, self.name, **fields)
@@ -69,30 +115,53 @@ class Job:
         with self.lock:
             self.mark_stopping()
             self.stopping.set()
-        if self.container is not None:
-            self.container.stop()
+            cluster = self.cluster
+        if cluster is not None:
+            cluster.stop()
 
     def mark_stopping(self):
-        message = f"The request was rejected because the {self.kind} is in status {{status}}."
-        self.store.begin(self.kind, self.name, "Stopping", FINAL, message)
+        begin_stopping(self.store, self.kind, self.name)
+
+    def make_cluster(self, count):
+        """Folders and containers for the hosts; those of an earlier attempt are deleted."""
+        self.remove_cluster()
+        root = Path(self.aws.instance.work_folder) / "jobs" / self.kind / self.name
+        cluster = Cluster(root, self.aws, self.region, count)
+        with self.lock:
+            self.cluster = cluster
+
+    def remove_cluster(self):
+        with self.lock:
+            cluster, self.cluster = self.cluster, None
+        if cluster is not None:
+            cluster.remove()
 
     def _run(self):
-        root = Path(self.aws.instance.work_folder) / "jobs" / self.kind / self.name
         status, reason = "Completed", None
         try:
-            self.container = Container(root, self.aws, self.region)
             self.work()
         except JobFailed as error:
             status, reason = "Failed", str(error)
+        except OSError as error:  # A full disk, a folder that cannot be written.
+            status, reason = "Failed", self.disk_failure(error)
         except Exception as error:  # A fault of ours must not leave the job in progress forever.
             status, reason = "Failed", f"InternalServerError: {type(error).__name__}: {error}"
         finally:
-            if self.container is not None:
-                self.container.remove()
+            self.remove_cluster()
         with self.lock:
             if self.stopping.is_set():  # Also where it failed: that is how most scripts end then.
                 status, reason = "Stopped", None
             self.finish(status, reason[:MAX_REASON] if reason else None)
+        self.ended_at = time.monotonic()
+
+    def disk_failure(self, error):
+        """One sentence for a file that could not be read or written."""
+        text = error.strerror or type(error).__name__
+        where = f": {error.filename}" if error.filename else ""
+        work_folder = self.aws.instance.work_folder
+        return f"ClientError: the files of the job cannot be kept on this machine: {text}" + (
+            where.replace(str(work_folder), "")
+        )
 
     def finish(self, status, reason):
         raise NotImplementedError
@@ -100,44 +169,58 @@ class Job:
     def work(self):
         raise NotImplementedError
 
-    def run_process(self, command, cwd, max_runtime, on_line):
-        """Run the job's command with its output in CloudWatch Logs.
+    def run_hosts(self, commands, cwds, max_runtime, on_line):
+        """Run the job's commands, one a host, with their output in CloudWatch Logs.
 
-        Raises:
-            JobFailed: it ended with an exit code other than 0 and was not asked to stop.
+        Args:
+            max_runtime: seconds after which they are stopped.
+
+        Returns:
+            The `Failure` of the first host that failed, or None.
         """
-        stream = LogStream(
-            self.aws, self.region, self.log_group, f"{self.name}/algo-1-{int(time.time())}"
+        return self.cluster.run(
+            commands, cwds, self.log_group, self.name, on_line, max_runtime, self.time_out
         )
 
-        def keep(line):
-            stream.write(line)
-            on_line(line)
+    def time_out(self):
+        """Show that the job is being stopped because its time is over."""
+        with self.lock:
+            if not self.stopping.is_set() and not self.timed_out:
+                self.timed_out = True
+                self.mark_stopping()
 
-        try:
-            code = self.container.run(command, cwd, keep, timeout=max_runtime)
-        except OSError as error:
-            raise JobFailed(f"AlgorithmError: cannot run {command[0]!r}: {error}") from error
-        finally:
-            stream.close()
-        if code != 0 and not self.stopping.is_set() and not self.timed_out:
-            end = f", ended by {signal.Signals(-code).name}" if code < 0 else f", exit code: {code}"
-            words = self.last_words()[: MAX_REASON - len("AlgorithmError: ") - len(end)]
-            raise JobFailed(f"AlgorithmError: {words}{end}")
 
-    def last_words(self):
-        """Why the process failed: its `output/failure` file, else the last lines it printed."""
-        failure = self.container.ml / "output" / "failure"
-        text = failure.read_text(errors="replace").strip() if failure.is_file() else ""
-        text = self.container.globalize(text)
-        if text and not text.startswith(DRIVER_FAILURES):
-            return text
-        # The end of the output says why; the beginning is what has to go where it is too long.
-        words = "\n".join(script_lines(self.container.last_lines))[-MAX_WORDS:]
-        signalled = KILLED.search(text)
-        if signalled:
-            words += f"\nThe process was ended by {signalled[1]}"
-        return words.strip() or "the process printed nothing"
+def reason_of(failure):
+    """The `JobFailed` of a job whose host failed, with the host's own words."""
+    code = failure.code
+    end = f", ended by {signal.Signals(-code).name}" if code < 0 else f", exit code: {code}"
+    words = last_words(failure.container)[: MAX_REASON - len("AlgorithmError: ") - len(end)]
+    return JobFailed(f"AlgorithmError: {words}{end}")
+
+
+def begin_stopping(store, kind, name):
+    """Mark a job as stopping.
+
+    Raises:
+        ServiceError: there is no such job, or it has ended.
+    """
+    message = f"The request was rejected because the {kind} is in status {{status}}."
+    store.begin(kind, name, "Stopping", FINAL, message)
+
+
+def last_words(container):
+    """Why a process failed: its `output/failure` file, else the last lines it printed."""
+    failure = container.ml / "output" / "failure"
+    text = failure.read_text(errors="replace").strip() if failure.is_file() else ""
+    text = container.globalize(text)
+    if text and not text.startswith(DRIVER_FAILURES):
+        return text
+    # The end of the output says why; the beginning is what has to go where it is too long.
+    words = "\n".join(script_lines(container.last_lines))[-MAX_WORDS:]
+    signalled = KILLED.search(text)
+    if signalled:
+        words += f"\nThe process was ended by {signalled[1]}"
+    return words.strip() or "the process printed nothing"
 
 
 def script_lines(lines):
@@ -153,16 +236,16 @@ def script_lines(lines):
     return own
 
 
-def timed(record, started):
-    """The time fields of a job that began to work at `started` (None where it did not)."""
-    end = now()
-    seconds = max(1, round((end - started).total_seconds())) if started else 0
-    return end, seconds
-
-
-def require_one_instance(count):
-    if count != 1:
-        raise invalid(f"local_cloud runs a job on one instance; {count} were asked for.")
+def merge(source, target):
+    """Copy into the folder `target` what only `source` has."""
+    for path in sorted(source.rglob("*")):
+        beside = target / path.relative_to(source)
+        if not beside.parent.is_dir() or os.path.lexists(beside):
+            continue  # The target has something else of this name.
+        if path.is_dir() and not path.is_symlink():
+            beside.mkdir()
+        else:
+            shutil.copy2(path, beside, follow_symlinks=False)
 
 
 def delete_finished(store, kind, name):

@@ -8,6 +8,7 @@ import secrets
 import shutil
 import signal
 import socket
+import sqlite3
 import threading
 
 from werkzeug import Request, Response
@@ -18,6 +19,7 @@ from local_cloud.errors import CloudError, ServiceError
 from local_cloud.instance import (
     HOST,
     MARKER,
+    STATE,
     Instance,
     end_processes,
     home_folder,
@@ -37,40 +39,116 @@ from moto.moto_server.werkzeug_app import (
 from local_cloud import iam, signature
 from local_cloud.api import ControlPlane
 from local_cloud.aws import LocalAws
+from local_cloud.disk import Disk
 from local_cloud.hosting import Hosting
+from local_cloud.mirror import Mirror, form_of
 from local_cloud.processing import Processing
 from local_cloud.store import Store
 from local_cloud.tags import Tags
 from local_cloud.training import Training
+from local_cloud.transform import Transform
 from local_cloud.tuning import Tuning
 
 MOTO_SERVICES = ("s3", "iam", "sts", "logs")
 MAX_BODY = 1 << 30  # 1 GiB; the clients upload larger objects in parts of 8 MiB.
 MAX_STRANGE_BODY = 1 << 20  # Of requests that do not even name the access key.
+MAX_DRAINED = 64 << 20  # Of a refused body that is read and thrown away,
+DRAIN_SECONDS = 1  # unless nothing of it comes for so long.
+BODY_READ = "local_cloud.body_read"  # Set in the environment of a request.
 log = logging.getLogger(__name__)
 
 
-class QuietHandler(MotoRequestHandler):
-    """Answers without a log line a request."""
+class KeepAliveHandler(MotoRequestHandler):
+    """Answers many requests over one connection, without a log line for each.
 
-    protocol_version = "HTTP/1.1"  # S3 clients ask "Expect: 100-continue", unknown to 1.0.
+    werkzeug's own handler closes the connection after every answer, because it cannot know whether
+    the request's body was read to its end. `Cloud` reads it before it does anything else.
+    """
+
+    protocol_version = "HTTP/1.1"
+    timeout = 60  # Seconds after which a connection that nobody uses is closed.
+    wbufsize = -1  # Head and body leave in one piece.
 
     def log_request(self, code="-", size="-"):
         pass
+
+    def log_error(self, form, *args):
+        """Idle connections and requests that are not HTTP are the clients' affair."""
+
+    def run_wsgi(self):
+        if self.headers.get("Expect", "").strip().lower() == "100-continue":
+            self.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self.wfile.flush()
+        environ = self.make_environ()
+        try:
+            status, headers, body = self.answer_of(environ)
+            self.close_connection |= BODY_READ not in environ
+            self.send_answer(status, headers, body)
+            if BODY_READ not in environ:
+                self.drain()
+        except OSError:  # The client has gone.
+            self.close_connection = True
+
+    def drain(self):
+        """Read the rest of a refused body: else its sender sees a reset and no answer."""
+        self.connection.settimeout(DRAIN_SECONDS)
+        left = MAX_DRAINED
+        while left > 0 and (data := self.rfile.read1(1 << 20)):
+            left -= len(data)
+
+    def answer_of(self, environ):
+        """Status, headers and body that the application gives to a request."""
+        started = []
+
+        def start_response(status, headers, exc_info=None):
+            started[:] = status, headers
+
+        chunks = self.server.app(environ, start_response)
+        try:
+            return (*started, b"".join(chunks))
+        finally:
+            getattr(chunks, "close", lambda: None)()
+
+    def send_answer(self, status, headers, body):
+        code, _, words = status.partition(" ")
+        self.send_response(int(code), words)
+        for name, value in headers:
+            self.send_header(name, value)
+        bodiless = self.command == "HEAD" or int(code) in (204, 304)
+        if not bodiless and "content-length" not in {name.lower() for name, _ in headers}:
+            self.send_header("Content-Length", str(len(body)))
+        if self.close_connection:
+            self.send_header("Connection", "close")
+        self.end_headers()
+        self.wfile.write(b"" if bodiless else body)
+        self.wfile.flush()
 
 
 class Cloud:
     """The WSGI application of one instance, and the services behind it."""
 
-    def __init__(self, instance):
+    def __init__(self, instance, disk):
         self.instance = instance
         self.moto = DomainDispatcherApplication(create_backend_app)
-        aws = LocalAws(instance)
-        store = Store()
+        self.mirror = Mirror(disk, self.moto, instance.region)
+        self.aws = aws = LocalAws(instance)
+        self.store = store = Store(disk)
         training = Training(store, aws)
         self.hosting = Hosting(store, aws)
-        services = [training, Tuning(store, aws, training), Processing(store, aws)]
-        self.control_plane = ControlPlane([*services, self.hosting, Tags(store)])
+        self.services = [training, Tuning(store, aws, training), Processing(store, aws)]
+        self.services += [self.hosting, Transform(store, aws)]
+        self.control_plane = ControlPlane([*self.services, Tags(store)])
+
+    def restore(self):
+        """Bring back what an earlier server kept on the disk, and say of every job how it ended."""
+        self.mirror.restore()
+        for service in self.services:
+            service.recover()
+
+    def halt(self):
+        """Let what runs be ended without a trace in the records, and without a restart."""
+        self.store.freeze()
+        self.aws.ending.set()
 
     def __call__(self, environ, start_response):
         request = Request(environ)
@@ -84,6 +162,9 @@ class Cloud:
             limit = request.max_content_length
             error = ServiceError("RequestTooLarge", f"The body is over {limit} bytes.", 413)
             answer = refusal(request, error)
+        except sqlite3.Error as error:
+            words = f"local_cloud cannot write to its state folder: {error}"
+            answer = refusal(request, ServiceError("InternalFailure", words, 500))
         except Exception:
             log.exception("%s %s", request.method, request.path)
             answer = refusal(request, ServiceError("InternalFailure", "See server.log.", 500))
@@ -92,6 +173,7 @@ class Cloud:
     def answer(self, request, environ):
         """The WSGI response to one request; raises ServiceError where it is refused."""
         body = request.get_data(cache=False)
+        environ[BODY_READ] = True
         raw_path = environ.get("RAW_URI") or environ["REQUEST_URI"]
         caller = signature.check(
             request.method,
@@ -112,11 +194,14 @@ class Cloud:
                 "UnknownOperationException", f"local_cloud does not offer {caller.service!r}."
             )
         if caller.service == "iam":
-            form = Request({**environ, "wsgi.input": io.BytesIO(body)}).form
+            form = form_of(request, body)
             if form.get("Action") == iam.ACTION:
                 status, text = iam.simulate_principal_policy(form)
                 return Response(text, status, content_type="text/xml")
-        return self.moto
+        response = Response.from_app(self.moto, environ)
+        if response.status_code < 300:
+            self.mirror.record(caller, request, body)
+        return response
 
     def sagemaker(self, request, body, region):
         """The answer of SageMaker's control plane or of an endpoint."""
@@ -125,8 +210,10 @@ class Cloud:
             answer = self.control_plane(target, body, region)
             return Response(answer, content_type="application/x-amz-json-1.1")
         parts = request.path.strip("/").split("/")
-        if len(parts) == 3 and parts[0] == "endpoints" and parts[2] == "invocations":
-            return self.hosting.invoke(parts[1], request.headers, body)
+        if len(parts) == 3 and parts[0] == "endpoints":
+            answer = self.hosting.runtime(parts[2], parts[1], request.headers, body)
+            if answer is not None:
+                return answer
         raise ServiceError("UnknownOperationException", f"local_cloud has no {request.path}.", 404)
 
 
@@ -159,11 +246,12 @@ def serve(port, region, work_folder):
         port,
         application,
         threaded=True,
-        request_handler=QuietHandler,
+        request_handler=KeepAliveHandler,
         fd=listener.fileno(),
     )
     listener.close()
     server.daemon_threads = True
+    disk = Disk(home_folder() / STATE)
     instance = Instance(
         name=os.environ[MARKER],
         url=f"http://{HOST}:{server.port}",
@@ -173,13 +261,16 @@ def serve(port, region, work_folder):
         secret_key=secrets.token_urlsafe(30),
         work_folder=work_folder,
     )
-    application.cloud = Cloud(instance)
+    application.cloud = Cloud(instance, disk)
+    application.cloud.restore()
     signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown).start())
     write_instance(home_folder(), instance)
     server.serve_forever(poll_interval=0.1)
+    application.cloud.halt()
     # `stop` does this, too; a plain SIGTERM must not leave the jobs behind either.
     end_processes([p for p in processes_of(instance.name) if p.pid != instance.pid], grace=2)
     shutil.rmtree(work_folder, ignore_errors=True)
+    disk.close()
 
 
 class ApplicationSlot:

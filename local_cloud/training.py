@@ -1,32 +1,42 @@
 """Training jobs, by both contracts that the SDK uses.
 
 `ModelTrainer.train()` sends an entry point of its own: `/bin/bash` with `sm_train.sh` from the
-channel `sm_drivers`. `HyperparameterTuner.tune()` sends none, but the hyperparameters
-`sagemaker_program` and `sagemaker_submit_directory`, which the sagemaker-training toolkit inside
-AWS's images understands; `toolkit_command` does what that toolkit does.
+channel `sm_drivers` (see `drivers`). `HyperparameterTuner.tune()` sends none, but the
+hyperparameters `sagemaker_program` and `sagemaker_submit_directory`, which the sagemaker-training
+toolkit inside AWS's images understands (see `toolkit`).
+
+A managed spot job is interrupted only when asked: by `python -m local_cloud interrupt JOB`, or
+after the number of seconds that its environment variable `LOCAL_CLOUD_INTERRUPT_AFTER` names, once.
+It then gets SIGTERM, and SIGKILL two minutes later, waits `LOCAL_CLOUD_CAPACITY_AFTER` seconds (0
+unless set), and starts again in fresh folders, with its checkpoints.
 """
 
+import contextlib
+import functools
 import json
-import os
 import re
-import shutil
 import subprocess
+import threading
+import time
 
-from local_cloud.aws import unpack
-from local_cloud.errors import JobFailed, invalid
-from local_cloud.jobs import (
-    Job,
-    delete_finished,
-    require_one_instance,
-    timed,
-)
+from local_cloud import drivers, toolkit
+from local_cloud.channels import check_channels, input_data_config, source_of
+from local_cloud.checkpoints import FolderSync
+from local_cloud.cluster import check_count, free_port, resource_config, threads_each
+from local_cloud.container import OPT_ML
+from local_cloud.errors import ServiceError, invalid
+from local_cloud.images import check_image, description, mapped_command
+from local_cloud.jobs import DAY, FINAL, LOST, Job, Jobs, merge, reason_of
 from local_cloud.store import arn, now, page
 
 KIND = "TrainingJob"
-HOST_NAME = "algo-1"
-DAY = 24 * 3600
-DRIVERS = "sm_drivers"
-INSTALL_AND_RUN = 'python3 -m pip install -r requirements.txt && exec "$@"'
+MAX_RUNTIME = 28 * DAY  # Seconds; the service's own limit.
+# What a spot instance costs less than others. AWS names no fixed figure; its documentation speaks
+# of "up to 90%", and the service reports the share of each job.
+SPOT_DISCOUNT = 0.7
+INTERRUPT_AFTER, CAPACITY_AFTER = "LOCAL_CLOUD_INTERRUPT_AFTER", "LOCAL_CLOUD_CAPACITY_AFTER"
+NOT_DESCRIBED = ("Tags", "SessionChainingConfig")  # Members that DescribeTrainingJob lacks.
+METRIC_SECONDS = 1.0  # Between two writes of metrics to the record.
 SUMMARY = (
     "TrainingJobName",
     "TrainingJobArn",
@@ -40,54 +50,90 @@ MESSAGES = {
     "Starting": "Starting the training job",
     "Downloading": "Downloading input data",
     "Training": "Training image download completed. Training in progress.",
+    "Interrupted": "Spot instances were interrupted",
     "Stopping": "Stopping the training job",
     "Uploading": "Uploading generated training model",
     "Completed": "Training job completed",
-    "MaxRuntimeExceeded": "Training job runtime exceeded MaxRuntimeInSeconds",
+    "Failed": "Training job failed",
+    "Stopped": "Training job stopped",
+    "MaxRuntimeExceeded": "Training job runtime exceeded MaxRuntimeInSeconds provided",
+    "MaxWaitTimeExceeded": "Training job wait time exceeded MaxWaitTimeInSeconds provided",
 }
+# Folders that go to S3 while the job writes into them: the field of the request that asks for it,
+# the configuration file that says so to the job, the variable that names this file to smdebug, the
+# folder unless the request names one, and the end of the S3 address.
+SYNCED = (
+    (
+        "DebugHookConfig",
+        "debughookconfig",
+        "SMDEBUG_CONFIG_FILE_PATH",
+        f"{OPT_ML}/output/tensors",
+        "debug-output",
+    ),
+    (
+        "TensorBoardOutputConfig",
+        "tensorboardoutputconfig",
+        "TENSORBOARD_CONFIG_FILE_PATH",
+        f"{OPT_ML}/output/tensorboard",
+        "tensorboard-output",
+    ),
+    (
+        "ProfilerConfig",
+        "profilerconfig",
+        "SMPROFILER_CONFIG_PATH",
+        f"{OPT_ML}/output/profiler",
+        "profiler-output",
+    ),
+)
+CHECKPOINTS = f"{OPT_ML}/checkpoints"
+NEEDS = "neither a ContainerEntrypoint nor the hyperparameter sagemaker_program"
 
 
-class Training:
+class Training(Jobs):
     """The operations on training jobs."""
 
+    kind = KIND
+
     def __init__(self, store, aws):
-        self.store, self.aws = store, aws
-        self.jobs = {}
+        super().__init__(store, aws)
         self.operations = {
             "CreateTrainingJob": self.create,
-            "DescribeTrainingJob": lambda p, _: self.store.get(KIND, p["TrainingJobName"]),
+            "DescribeTrainingJob": self.describe,
             "ListTrainingJobs": self.list,
             "StopTrainingJob": self.stop,
             "DeleteTrainingJob": self.delete,
+            "LocalInterruptTrainingJob": self.interrupt,
         }
 
-    def create(self, params, region, tuning_job_arn=None, cpus=None):
+    def create(self, params, region, tuning_job_arn=None, cpus=None, on_metric=None):
         """Start a training job.
 
         Args:
             tuning_job_arn: set where a tuning job starts it.
             cpus: how many processors the job should use; None for all.
+            on_metric: called with (name, value) for every value of a metric that the job prints,
+                in their order, from the thread that reads them.
         """
         name = params["TrainingJobName"]
         check(params)
-        record = {key: value for key, value in params.items() if key != "Tags"}
+        record = {key: value for key, value in params.items() if key not in NOT_DESCRIBED}
         record.setdefault("HyperParameters", {})
+        image = params["AlgorithmSpecification"]["TrainingImage"]
         record.update(
             TrainingJobArn=arn(region, "training-job", name),
             TrainingJobStatus="InProgress",
-            SecondaryStatus="Starting",
-            SecondaryStatusTransitions=[transition("Starting")],
+            SecondaryStatusTransitions=[],
+            ModelArtifacts={"S3ModelArtifacts": artifact(params, "model")},
             CreationTime=now(),
             LastModifiedTime=now(),
         )
+        enter(record, "Starting", description(image))
         record.setdefault("EnableManagedSpotTraining", False)
         if tuning_job_arn:
             record["TuningJobArn"] = tuning_job_arn
         self.store.add(KIND, name, record)
         self.store.set_tags(record["TrainingJobArn"], params.get("Tags"))
-        job = TrainingJob(self.store, self.aws, name, region, cpus)
-        self.jobs[name] = job
-        job.start()
+        self.launch(name, TrainingJob(self.store, self.aws, name, region, cpus, on_metric))
         return {"TrainingJobArn": record["TrainingJobArn"]}
 
     def list(self, params, region):
@@ -97,37 +143,121 @@ class Training:
         answer = {"TrainingJobSummaries": summaries}
         return {**answer, "NextToken": token} if token else answer
 
-    def stop(self, params, region):
-        name = params["TrainingJobName"]
-        self.store.get(KIND, name)
-        self.jobs[name].stop()
+    def interrupt(self, params, region):
+        """Take the instances of a managed spot job away, as AWS does for want of capacity.
 
-    def delete(self, params, region):
-        delete_finished(self.store, KIND, params["TrainingJobName"])
-        self.jobs.pop(params["TrainingJobName"], None)
+        An operation of this cloud alone.
+        """
+        name = params["TrainingJobName"]
+        record = self.store.get(KIND, name)
+        job = self.jobs.get(name)
+        if job is None or record["TrainingJobStatus"] in FINAL:
+            raise not_interruptible(record)
+        job.interrupt()
+
+    def recover(self):
+        """Mark the jobs that were running when the server ended as failed.
+
+        To be called once, before the first request.
+        """
+        for record in self.unfinished():
+            self.store.edit(KIND, record["TrainingJobName"], fail_lost)
+
+
+def fail_lost(record):
+    """Let a record say that its job was lost."""
+    end = now()
+    started = record.get("TrainingStartTime", end)
+    enter(record, "Failed")
+    record.update(
+        TrainingJobStatus="Failed",
+        FailureReason=LOST,
+        TrainingEndTime=end,
+        **times(record, (end - started).total_seconds()),
+    )
+
+
+def artifact(request, kind):
+    """The S3 address of the `model` or the `output` of a job: an archive, or a folder."""
+    config = request["OutputDataConfig"]
+    prefix = f"{config['S3OutputPath'].rstrip('/')}/{request['TrainingJobName']}/output/{kind}"
+    return f"{prefix}.tar.gz" if config.get("CompressionType", "GZIP") == "GZIP" else f"{prefix}/"
+
+
+def times(record, seconds):
+    """The time fields of a record whose job worked for `seconds`."""
+    spot = record.get("EnableManagedSpotTraining")
+    worked = max(1, round(seconds)) if seconds else 0
+    billable = max(1, round(worked * (1 - SPOT_DISCOUNT))) if spot and worked else worked
+    return {"TrainingTimeInSeconds": worked, "BillableTimeInSeconds": billable}
+
+
+def enter(record, status, message=None):
+    """Let a record move on to a secondary status."""
+    moment = now()
+    transitions = record["SecondaryStatusTransitions"]
+    if transitions:
+        transitions[-1]["EndTime"] = moment
+    transitions.append(
+        {"Status": status, "StartTime": moment, "StatusMessage": message or MESSAGES[status]}
+    )
+    record["SecondaryStatus"] = status
+
+
+def not_interruptible(record):
+    return invalid(
+        f"Only a managed spot training job that downloads or trains can be interrupted; "
+        f"{record['TrainingJobName']} is in status {record['SecondaryStatus']}, with "
+        f"EnableManagedSpotTraining {str(record['EnableManagedSpotTraining']).lower()}."
+    )
 
 
 def check(params):
-    """Refuse, before it is created, what could not be run here."""
-    require_one_instance(params["ResourceConfig"].get("InstanceCount", 1))
-    specification = params["AlgorithmSpecification"]
-    hyperparameters = params.get("HyperParameters", {})
-    if "ContainerEntrypoint" not in specification and "sagemaker_program" not in hyperparameters:
-        image = specification.get("TrainingImage") or specification.get("AlgorithmName")
+    """Refuse, before it is created, what could not be run here.
+
+    Raises:
+        ServiceError: with the reason.
+    """
+    for field in ("AlgorithmSpecification", "ResourceConfig"):
+        if field not in params:
+            raise invalid(f"local_cloud runs training jobs with {field}, which is missing.")
+    check_resources(params["ResourceConfig"])
+    check_algorithm(params["AlgorithmSpecification"], params.get("HyperParameters", {}))
+    mode = params["AlgorithmSpecification"].get("TrainingInputMode", "File")
+    check_channels(params.get("InputDataConfig", []), mode)
+    check_times(params)
+    path = params.get("CheckpointConfig", {}).get("LocalPath", CHECKPOINTS)
+    check_local_path(path, "CheckpointConfig")
+    for field, _, _, folder, _ in SYNCED:
+        check_local_path(params.get(field, {}).get("LocalPath", folder), field)
+    for field in ("DebugRuleConfigurations", "ProfilerRuleConfigurations"):
+        if params.get(field):
+            raise invalid(f"local_cloud evaluates no {field}; run the rules in a job of your own.")
+
+
+def check_resources(resources):
+    if resources.get("InstanceGroups"):
+        raise invalid("local_cloud has no InstanceGroups; give InstanceType and InstanceCount.")
+    count = resources.get("InstanceCount", 1)
+    check_count(count, resources.get("InstanceType", "local"), "training job")
+
+
+def check_algorithm(specification, hyperparameters):
+    check_metrics(specification.get("MetricDefinitions", []))
+    if "AlgorithmName" in specification:
         raise invalid(
-            f"local_cloud runs scripts, not images, and this job brings none for {image!r}: "
-            "it has neither a ContainerEntrypoint nor the hyperparameter sagemaker_program."
+            "local_cloud runs scripts, not algorithm resources such as "
+            f"{specification['AlgorithmName']!r}."
         )
-    for channel in params.get("InputDataConfig", []):
-        if channel["ChannelName"] in (".", ".."):
-            raise invalid(f"{channel['ChannelName']!r} cannot name a channel.")
-        source = channel["DataSource"].get("S3DataSource", {})
-        if source.get("S3DataType") != "S3Prefix":
-            raise invalid(
-                "local_cloud reads channels of S3DataType S3Prefix; "
-                f"{channel['ChannelName']!r} is not."
-            )
-    for definition in specification.get("MetricDefinitions", []):
+    if "TrainingImage" not in specification:
+        raise invalid("The AlgorithmSpecification needs a TrainingImage.")
+    brings_code = "ContainerEntrypoint" in specification or toolkit.PROGRAM in hyperparameters
+    check_image(specification["TrainingImage"], brings_code, NEEDS)
+    toolkit.check_launcher(hyperparameters)
+
+
+def check_metrics(definitions):
+    for definition in definitions:
         try:
             re.compile(definition["Regex"])
         except re.error as error:
@@ -136,35 +266,41 @@ def check(params):
             ) from error
 
 
-def transition(status):
-    return {"Status": status, "StartTime": now(), "StatusMessage": MESSAGES.get(status, status)}
+def check_times(params):
+    """Refuse time limits that the service refuses, and interruptions of what is no spot job."""
+    spot = params.get("EnableManagedSpotTraining", False)
+    condition = params.get("StoppingCondition", {})
+    runtime, wait = max_runtime(condition), condition.get("MaxWaitTimeInSeconds")
+    if runtime > MAX_RUNTIME:
+        raise invalid(f"Invalid MaxRuntimeInSeconds. It must be at most {MAX_RUNTIME}.")
+    if wait is not None and not spot:
+        raise invalid(
+            "Invalid MaxWaitTimeInSeconds. It is only supported when EnableManagedSpotTraining is "
+            "set to true"
+        )
+    if spot and (wait is None or wait < runtime):
+        raise invalid(
+            "Invalid MaxWaitTimeInSeconds. It must be present and be greater than or equal to "
+            "MaxRuntimeInSeconds"
+        )
+    for name in (INTERRUPT_AFTER, CAPACITY_AFTER):
+        text = params.get("Environment", {}).get(name)
+        if text is None:
+            continue
+        if not spot:
+            raise invalid(f"{name} needs EnableManagedSpotTraining.")
+        if not re.fullmatch(r"\d{1,6}(\.\d+)?", text):
+            raise invalid(f"{name} must be a number of seconds, not {text!r}.")
 
 
-def decoded(hyperparameters):
-    """Hyperparameters as values: the SDK sends JSON inside strings, people send plain strings."""
-    values = {}
-    for key, text in hyperparameters.items():
-        try:
-            values[key] = json.loads(text)
-        except ValueError:
-            values[key] = text
-    return values
+def check_local_path(path, field):
+    if not path.startswith("/") or path.rstrip("/") == "" or ".." in path.split("/"):
+        raise invalid(f"LocalPath of {field} must be an absolute path to a folder, not {path!r}.")
 
 
-def as_text(value):
-    return value if isinstance(value, str) else json.dumps(value)
-
-
-def toolkit_arguments(hyperparameters):
-    """Command-line arguments as the toolkit's `mapping.to_cmd_args` makes them."""
-    arguments = []
-    for name, value in sorted(hyperparameters.items()):
-        if isinstance(value, dict):
-            value = ",".join(f"{k}={v}" for k, v in sorted(value.items()))
-        # One dash before a single letter; `True`, where the SDK's drivers say `true`.
-        arguments += [f"--{name}" if len(name) > 1 else f"-{name}"]
-        arguments += ["" if value is None else str(value)]
-    return arguments
+def max_runtime(condition):
+    """Seconds that a job may run, by its StoppingCondition."""
+    return condition.get("MaxRuntimeInSeconds", DAY)
 
 
 class TrainingJob(Job):
@@ -173,165 +309,263 @@ class TrainingJob(Job):
     kind = KIND
     log_group = "/aws/sagemaker/TrainingJobs"
 
-    def __init__(self, store, aws, name, region, cpus):
+    def __init__(self, store, aws, name, region, cpus, on_metric):
         super().__init__(store, aws, name, region)
-        self.cpus = cpus
-        self.training_started = None
+        self.cpus, self.on_metric = cpus, on_metric
+        self.request = self.record
+        self.attempts = 0
+        self.seconds = 0.0  # Of work in all attempts.
+        self.trained = 0.0  # Of them, with the script running.
         self.final_secondary = None
-        specification = self.record["AlgorithmSpecification"]
-        self.metrics = [
+        self.interrupted = threading.Event()
+        self.interruptible = False
+        specification = self.request["AlgorithmSpecification"]
+        self.definitions = [
             (definition["Name"], re.compile(definition["Regex"]))
             for definition in specification.get("MetricDefinitions", [])
         ]
+        self.metrics, self.metrics_lock, self.metrics_kept = {}, threading.Lock(), 0.0
 
     def enter(self, status):
         """Move on to a secondary status, as DescribeTrainingJob shows it."""
+        self.store.edit(KIND, self.name, lambda record: enter(record, status))
 
-        def edit(record):
-            transitions = record["SecondaryStatusTransitions"]
-            transitions[-1]["EndTime"] = now()
-            transitions.append(transition(status))
-            record["SecondaryStatus"] = status
-
-        self.store.edit(KIND, self.name, edit)
+    def advance(self, status):
+        """Move on unless the job was asked to stop."""
+        with self.lock:
+            if not self.stopping.is_set():
+                self.enter(status)
 
     def mark_stopping(self):
         super().mark_stopping()
         self.enter("Stopping")
 
+    def interrupt(self):
+        """Take the instances away; the job starts again.
+
+        Raises:
+            ServiceError: it is no spot job, or has nothing to interrupt now.
+        """
+        with self.lock:
+            if not self.interruptible or self.stopping.is_set() or self.timed_out:
+                raise not_interruptible(self.record)
+            self.interrupted.set()
+            cluster = self.cluster
+        cluster.stop()
+
     def work(self):
-        record = self.record
-        self.enter("Downloading")
-        self.training_started = now()
-        self.change(TrainingStartTime=self.training_started)
-        self.prepare(record)
-        command, cwd = self.command(record)
-        if not self.stopping.is_set():
-            self.enter("Training")
-            limit = record.get("StoppingCondition", {}).get("MaxRuntimeInSeconds", DAY)
-            try:
-                self.run_process(command, cwd, limit, self.read_metrics)
-            finally:
-                self.upload(record, model=False)
-        self.enter("Uploading")
-        self.upload(record, model=True)
-        if self.timed_out:
-            self.final_secondary = "MaxRuntimeExceeded"
+        while not self.attempt():
+            self.advance("Interrupted")
+            self.remove_cluster()
+            if not self.wait_for_capacity():
+                return
+            self.advance("Starting")
 
-    def prepare(self, record):
-        """Lay out `/opt/ml` with channels and configuration."""
-        ml = self.container.ml
-        for folder in ("model", "output/data", "input/config", "checkpoints", "code"):
-            (ml / folder).mkdir(parents=True)
-        self.container.add_python()
-        self.container.environment.update(
-            TRAINING_JOB_NAME=self.name, TRAINING_JOB_ARN=record["TrainingJobArn"]
+    def attempt(self):
+        """Run the job from fresh folders; return whether it came to its end.
+
+        Raises:
+            JobFailed: the script failed, or what it needs is not there.
+        """
+        began = time.monotonic()
+        self.attempts += 1
+        if self.attempts == 1:
+            self.change(TrainingStartTime=now())
+        try:
+            self.make_cluster(self.request["ResourceConfig"].get("InstanceCount", 1))
+            with self.lock:
+                self.interruptible = self.request["EnableManagedSpotTraining"]
+            self.advance("Downloading")
+            with contextlib.ExitStack() as syncs:
+                commands, cwds = self.prepare(syncs)
+                failure = self.train(commands, cwds)
+            if self.interrupted.is_set():
+                return False
+            if failure is None:
+                self.enter("Uploading")
+            self.upload("output")
+            if failure is not None:
+                raise failure
+            self.upload("model")
+            return True
+        finally:
+            self.seconds += time.monotonic() - began
+
+    def train(self, commands, cwds):
+        """Run the script on all hosts; return why the job failed, or None."""
+        self.advance("Training")
+        limit, secondary = self.time_left()
+        began = time.monotonic()
+        failure = None
+        with self.asked_interruption():
+            if not self.stopping.is_set():
+                failure = self.run_hosts(commands, cwds, limit, self.read_metrics)
+        self.trained += time.monotonic() - began
+        self.keep_metrics()
+        with self.lock:
+            self.interruptible = False
+            if self.timed_out:
+                self.final_secondary = secondary
+            if self.timed_out or self.stopping.is_set():
+                self.interrupted.clear()
+                return None  # However the script ended: it was asked to.
+        return None if failure is None else reason_of(failure)
+
+    def time_left(self):
+        """Seconds that the script may still run, and the secondary status when they are over."""
+        condition = self.request.get("StoppingCondition", {})
+        left = max_runtime(condition) - self.trained
+        wait = self.wait_left()
+        if wait < left:
+            return max(0, wait), "MaxWaitTimeExceeded"
+        return max(0, left), "MaxRuntimeExceeded"
+
+    def wait_left(self):
+        """Seconds until a spot job has taken as long as it may, waiting for capacity included."""
+        limit = self.request.get("StoppingCondition", {}).get("MaxWaitTimeInSeconds", MAX_RUNTIME)
+        return limit - (now() - self.request["CreationTime"]).total_seconds()
+
+    @contextlib.contextmanager
+    def asked_interruption(self):
+        """Interrupts the job inside, the first time, if its environment asks for that."""
+        text = self.request.get("Environment", {}).get(INTERRUPT_AFTER)
+        if text is None or self.attempts > 1:
+            yield
+            return
+
+        def interrupt():
+            with contextlib.suppress(ServiceError):  # It has just ended.
+                self.interrupt()
+
+        timer = threading.Timer(float(text), interrupt)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+            timer.join()
+
+    def wait_for_capacity(self):
+        """Wait as long as AWS has no spot instances; return whether the job can start again."""
+        self.interrupted.clear()
+        wait = float(self.request.get("Environment", {}).get(CAPACITY_AFTER, 0))
+        left = self.wait_left()
+        if self.stopping.wait(max(0, min(wait, left))):
+            return False
+        if wait >= left:
+            self.time_out()
+            self.final_secondary = "MaxWaitTimeExceeded"
+            return False
+        return True
+
+    def prepare(self, syncs):
+        """Lay out `/opt/ml` on every host; return the commands and the folders they start in.
+
+        Args:
+            syncs: an ExitStack; gets the `FolderSync` objects, which run from now on.
+        """
+        request, containers = self.request, self.cluster.containers
+        for container in containers:
+            for folder in ("model", "output/data", "input/config", "input/data", "checkpoints"):
+                (container.ml / folder).mkdir(parents=True)
+            container.add_python()
+        for channel in request.get("InputDataConfig", []):
+            folders = [c.ml / "input" / "data" / channel["ChannelName"] for c in containers]
+            source_of(channel).download(self.aws, folders)
+        port = free_port()
+        prepared = []
+        for rank, container in enumerate(containers):
+            self.place_synced(container, syncs)
+            drivers.prepare(container, self.cluster.names[0], port)
+            prepared.append(self.prepare_host(rank, container, port))
+        return zip(*prepared)
+
+    def prepare_host(self, rank, container, port):
+        """Write one host's configuration; return its command and the folder it starts in."""
+        request = self.request
+        specification = request["AlgorithmSpecification"]
+        channels = input_data_config(
+            request.get("InputDataConfig", []), specification.get("TrainingInputMode", "File")
         )
-        if self.cpus:
-            self.container.environment["OMP_NUM_THREADS"] = str(self.cpus)
-        channels = {}
-        for channel in record.get("InputDataConfig", []):
-            name = channel["ChannelName"]
-            uri = channel["DataSource"]["S3DataSource"]["S3Uri"]
-            self.aws.download(uri, ml / "input" / "data" / name)
-            channels[name] = {
-                "TrainingInputMode": channel.get("InputMode", "File"),
-                "S3DistributionType": "FullyReplicated",
-                "RecordWrapperType": channel.get("RecordWrapperType", "None"),
-            }
-        drivers = ml / "input" / "data" / DRIVERS
-        if drivers.is_dir():
-            self.container.localize_scripts(drivers)
-        instance_type = record["ResourceConfig"].get("InstanceType", "local")
-        self.write_config("hyperparameters", record["HyperParameters"])
-        self.write_config("inputdataconfig", channels)
-        self.write_config(
-            "resourceconfig",
-            {
-                "current_host": HOST_NAME,
-                "current_instance_type": instance_type,
-                "current_group_name": "homogeneousCluster",
-                "hosts": [HOST_NAME],
-                "instance_groups": [
-                    {
-                        "instance_group_name": "homogeneousCluster",
-                        "instance_type": instance_type,
-                        "hosts": [HOST_NAME],
-                    }
-                ],
-                "network_interface_name": "lo",
-            },
+        instance_type = request["ResourceConfig"].get("InstanceType", "local")
+        resources = resource_config(self.cluster, rank, instance_type)
+        hyperparameters = {
+            key: container.localize(value) for key, value in request["HyperParameters"].items()
+        }
+        write_config(container, "hyperparameters", hyperparameters)
+        write_config(container, "inputdataconfig", channels)
+        write_config(container, "resourceconfig", resources)
+        container.environment.update(
+            TRAINING_JOB_NAME=self.name,
+            TRAINING_JOB_ARN=request["TrainingJobArn"],
+            # torchrun's own default is one port for all jobs on the machine.
+            PET_MASTER_PORT=str(port),
         )
-        for key, value in record.get("Environment", {}).items():
-            self.container.environment[key] = self.container.localize(value)
-
-    def write_config(self, name, value):
-        path = self.container.ml / "input" / "config" / f"{name}.json"
-        path.write_text(json.dumps(value))
-
-    def command(self, record):
-        """The command of the job and the folder it starts in."""
-        specification = record["AlgorithmSpecification"]
         entrypoint = specification.get("ContainerEntrypoint")
+        if entrypoint is None and toolkit.PROGRAM not in hyperparameters:
+            entrypoint = mapped_command(specification["TrainingImage"])
         if entrypoint:
-            command = [*entrypoint, *specification.get("ContainerArguments", [])]
-            return [self.container.localize(part) for part in command], self.container.ml
-        return self.toolkit_command(record)
+            words = [*entrypoint, *specification.get("ContainerArguments", [])]
+            command, cwd = [container.localize(word) for word in words], container.ml
+            processes = drivers.processes_each(container)
+        else:
+            values = toolkit.decoded(hyperparameters)
+            command, cwd = self.toolkit_command(rank, container, values, resources, channels, port)
+            processes = toolkit.processes_each(values, count_gpus())
+        self.share_processors(container, processes)
+        for key, value in request.get("Environment", {}).items():
+            container.environment[key] = container.localize(value)
+        return command, cwd
 
-    def toolkit_command(self, record):
-        """The command by the contract of the sagemaker-training toolkit."""
-        hyperparameters = decoded(record["HyperParameters"])
-        program = str(hyperparameters["sagemaker_program"])
-        code = self.container.ml / "code"
-        submit_directory = hyperparameters.get("sagemaker_submit_directory")
-        if submit_directory:
-            archive = self.container.root / "sourcedir.tar.gz"
-            download = self.container.root / "source"
-            self.aws.download(submit_directory, download)
-            shutil.move(next(download.iterdir()), archive)
-            unpack(archive, code)
-        if not (code / program).resolve().is_relative_to(code.resolve()):
-            raise JobFailed(f"AlgorithmError: {program!r} is outside the submitted code.")
-        if not (code / program).is_file():
-            raise JobFailed(f"AlgorithmError: {program!r} is not in {submit_directory!r}.")
-        own = {k: v for k, v in hyperparameters.items() if not k.startswith("sagemaker_")}
-        self.container.environment.update(self.toolkit_environment(record, own, program))
-        interpreter = "/bin/sh" if program.endswith(".sh") else "python3"
-        command = [interpreter, program, *toolkit_arguments(own)]
-        if (code / "requirements.txt").is_file():
-            command = ["/bin/sh", "-c", INSTALL_AND_RUN, "sh", *command]
+    def toolkit_command(self, rank, container, hyperparameters, resources, channels, port):
+        """The command and its folder, by the contract of the sagemaker-training toolkit."""
+        code = toolkit.fetch_code(self.aws, container, hyperparameters)
+        hosts, gpus = resources["hosts"], count_gpus()
+        cpus = threads_each(len(hosts), self.cpus)
+        container.environment.update(
+            toolkit.environment(
+                container, hyperparameters, resources, channels, cpus, gpus, self.name
+            ),
+            # As the PyTorch image does for scripts that start their process group themselves.
+            MASTER_ADDR=hosts[0],
+            MASTER_PORT=str(port),
+        )
+        processes = toolkit.processes_each(hyperparameters, gpus)
+        command = toolkit.command(code, hyperparameters, rank, hosts, port, processes)
         return command, code
 
-    def toolkit_environment(self, record, hyperparameters, program):
-        """The `SM_*` variables of the toolkit, documented in its README."""
-        ml = self.container.ml
-        channels = [channel["ChannelName"] for channel in record.get("InputDataConfig", [])]
-        paths = {channel: str(ml / "input" / "data" / channel) for channel in channels}
-        values = {
-            "SM_MODEL_DIR": str(ml / "model"),
-            "SM_INPUT_DIR": str(ml / "input"),
-            "SM_INPUT_CONFIG_DIR": str(ml / "input" / "config"),
-            "SM_OUTPUT_DIR": str(ml / "output"),
-            "SM_OUTPUT_DATA_DIR": str(ml / "output" / "data"),
-            "SM_USER_ENTRY_POINT": program,
-            "SM_MODULE_DIR": str(ml / "code"),
-            "SM_CHANNELS": json.dumps(channels),
-            "SM_HPS": json.dumps(hyperparameters),
-            "SM_HOSTS": json.dumps([HOST_NAME]),
-            "SM_CURRENT_HOST": HOST_NAME,
-            "SM_NUM_CPUS": str(self.cpus or os.cpu_count()),
-            "SM_NUM_GPUS": str(count_gpus()),
-            "SM_NETWORK_INTERFACE_NAME": "lo",
-            "SM_LOG_LEVEL": "20",
-        }
-        values.update({f"SM_CHANNEL_{name.upper()}": path for name, path in paths.items()})
-        for key, value in hyperparameters.items():
-            values[f"SM_HP_{key.upper().replace('-', '_')}"] = as_text(value)
-        return values
+    def share_processors(self, container, processes):
+        """Divide this machine among the job's processes, of which a host starts `processes`."""
+        count = processes * len(self.cluster.containers)
+        if self.cpus or count > 1:
+            container.environment["OMP_NUM_THREADS"] = str(threads_each(count, self.cpus))
+
+    def place_synced(self, container, syncs):
+        """Make the folders that go to S3 while the job runs, and restore its checkpoints."""
+        config = self.request.get("CheckpointConfig")
+        if config:
+            folder = container.place(config.get("LocalPath", CHECKPOINTS))
+            write_config(container, "checkpointconfig", {**config, "LocalPath": str(folder)})
+            sync = FolderSync(self.aws, folder, config["S3Uri"], container.root / "checkpoint")
+            sync.restore()
+            sync.start()
+            syncs.callback(sync.close)
+        for field, name, variable, default, end in SYNCED:
+            config = self.request.get(field)
+            if not config or "S3OutputPath" not in config:
+                continue
+            folder = container.place(config.get("LocalPath", default))
+            path = write_config(container, name, {**config, "LocalPath": str(folder)})
+            container.environment[variable] = str(path)
+            uri = f"{config['S3OutputPath'].rstrip('/')}/{self.name}/{end}"
+            sync = FolderSync(self.aws, folder, uri, container.root / end)
+            sync.start()
+            syncs.callback(sync.close)
 
     def read_metrics(self, line):
         """Keep the last value of every metric whose regex matches the line."""
-        for name, regex in self.metrics:
+        for name, regex in self.definitions:
             match = regex.search(line)
             if match is None:
                 continue
@@ -339,48 +573,62 @@ class TrainingJob(Job):
                 value = float(match.group(1))
             except (ValueError, IndexError):
                 continue  # The service ignores what is not a number, too.
-            self.keep_metric(name, value)
+            with self.metrics_lock:
+                self.metrics[name] = {"MetricName": name, "Value": value, "Timestamp": now()}
+            if self.on_metric:
+                self.on_metric(name, value)
+        if self.definitions and time.monotonic() > self.metrics_kept + METRIC_SECONDS:
+            self.keep_metrics()
 
-    def keep_metric(self, name, value):
-        entry = {"MetricName": name, "Value": value, "Timestamp": now()}
+    def keep_metrics(self):
+        """Write the metrics to the record, which not every line of a chatty script should do."""
+        self.metrics_kept = time.monotonic()
+        with self.metrics_lock:
+            entries = list(self.metrics.values())
+        if entries:
+            self.change(FinalMetricDataList=entries)
+
+    def upload(self, kind):
+        """Bring the `model`, or the `output` data, to S3; an empty folder gives no object."""
+        folders = [
+            container.ml / ("model" if kind == "model" else "output/data")
+            for container in self.cluster.containers
+        ]
+        for other in folders[1:]:
+            merge(other, folders[0])
+        if not any(folders[0].iterdir()):
+            return
+        uri = artifact(self.request, kind)
+        if uri.endswith("/"):
+            self.aws.upload_folder(folders[0], uri)
+        else:
+            scratch = self.cluster.first.root / f"{kind}.tar.gz"
+            self.aws.upload_archive(folders[0], uri, scratch)
+
+    def finish(self, status, reason):
+        if self.timed_out:
+            status, reason = "Stopped", None
+        fields = {"TrainingJobStatus": status, "TrainingEndTime": now()}
+        fields.update(times(self.request, self.seconds))
+        if reason:
+            fields["FailureReason"] = reason
 
         def edit(record):
-            known = record.get("FinalMetricDataList", [])
-            others = [metric for metric in known if metric["MetricName"] != name]
-            record["FinalMetricDataList"] = [*others, entry]
+            # At once, so that nobody sees a job that is over by one status only.
+            enter(record, self.final_secondary or status)
+            record.update(fields)
 
         self.store.edit(KIND, self.name, edit)
 
-    def upload(self, record, model):
-        """Bring the model, or the output data, to S3; an empty folder gives no object."""
-        source = self.container.ml / ("model" if model else "output/data")
-        if not any(source.iterdir()):
-            return
-        output = record["OutputDataConfig"]
-        prefix = f"{output['S3OutputPath'].rstrip('/')}/{self.name}/output"
-        kind = "model" if model else "output"
-        if output.get("CompressionType", "GZIP") == "GZIP":
-            uri = f"{prefix}/{kind}.tar.gz"
-            self.aws.upload_archive(source, uri, self.container.root / f"{kind}.tar.gz")
-        else:
-            uri = f"{prefix}/{kind}/"
-            self.aws.upload_folder(source, uri)
-        if model:
-            self.change(ModelArtifacts={"S3ModelArtifacts": uri})
 
-    def finish(self, status, reason):
-        end, seconds = timed(self.record, self.training_started)
-        secondary = self.final_secondary or status
-        if self.timed_out:
-            status = "Stopped"
-        self.enter(secondary)
-        fields = {"TrainingJobStatus": status, "TrainingEndTime": end}
-        fields.update(TrainingTimeInSeconds=seconds, BillableTimeInSeconds=seconds)
-        if reason:
-            fields["FailureReason"] = reason
-        self.change(**fields)
+def write_config(container, name, value):
+    """Write a file of `/opt/ml/input/config` and return its path."""
+    path = container.ml / "input" / "config" / f"{name}.json"
+    path.write_text(json.dumps(value))
+    return path
 
 
+@functools.cache
 def count_gpus():
     """The number of NVIDIA GPUs that the driver lists; 0 without a driver."""
     try:

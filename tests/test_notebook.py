@@ -167,7 +167,7 @@ def run_notebook(folder, parameters, environment):
         yield run
     finally:
         home = {"LOCAL_CLOUD_HOME": str(folder / "cloud")}
-        command = [sys.executable, "-m", "local_cloud", "stop"]
+        command = [sys.executable, "-m", "local_cloud", "reset"]
         subprocess.run(command, cwd=ROOT, env={**os.environ, **home}, capture_output=True)
 
 
@@ -297,11 +297,12 @@ def test_without_data_and_network_the_digits_stand_in_loudly(digits):
     assert accuracy(digits) > 0.4
 
 
-def test_stop_ends_every_process_and_removes_the_files(fashion):
+def test_stop_ends_every_process_and_reset_removes_the_files(fashion):
     name = json.loads((fashion.home / "server.json").read_text())["name"]
     assert processes_of(name)
     assert fashion.stop().stdout == "local_cloud stopped.\n"
     assert processes_of(name) == []
+    assert fashion.python("local_cloud", "reset").returncode == 0
     assert not fashion.home.exists()
 
 

@@ -22,9 +22,11 @@ def cloud(tmp_path_factory):
     cloud = Cloud(home)
     cloud.s3.create_bucket(Bucket=BUCKET)
     yield cloud
+    complaints = (home / "server.log").read_text()
     stopped = command_line(home, "stop")
+    assert complaints == ""  # Answers that break the service's description are among them.
     assert stopped.stdout == "local_cloud stopped.\n"
-    assert not home.exists()
+    assert [path.name for path in home.iterdir()] == ["state"]
     assert processes_with("LOCAL_CLOUD_INSTANCE", cloud.server["name"]) == []
 
 
@@ -33,7 +35,8 @@ def own_home(tmp_path):
     """A folder for a local cloud of one test's own, stopped at the end whatever happened."""
     home = tmp_path / "home"
     yield home
-    command_line(home, "stop")
+    command_line(home, "reset")
+    assert not home.exists()
 
 
 @pytest.fixture(scope="session")

@@ -58,6 +58,14 @@ def processes_with(variable, value):
     return found
 
 
+def is_alive(pid):
+    """Whether a process runs; one that ended but was not waited for does not."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def archive(files):
     """A `.tar.gz` as bytes; `files` maps names to texts or bytes."""
     buffer = io.BytesIO()
@@ -137,12 +145,12 @@ class Cloud:
         """Run a training job to its end and return its description."""
         return self.wait_for_training(self.start_training(script, **arguments))
 
-    def wait_for_training(self, name):
+    def wait_for_training(self, name, timeout=TIMEOUT):
         def ended():
             description = self.sagemaker.describe_training_job(TrainingJobName=name)
             return description if description["TrainingJobStatus"] in FINAL else None
 
-        return until(ended)
+        return until(ended, timeout)
 
     def lines(self, group, prefix):
         """All log lines of the streams that begin with `prefix`."""

@@ -3,44 +3,19 @@
 import io
 import json
 import os
-import re
 import signal
 import tarfile
 import time
 import urllib.error
 import urllib.request
-import uuid
 from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 import pytest
 from botocore.exceptions import ClientError
-from harness import ROLE, archive, processes_with, until
+from endpoints import MULTIPLY, deploy, multiplier
+from harness import archive, processes_with, until
 
-MULTIPLY = """
-import json, os, time
-
-def model_fn(model_dir):
-    with open(os.path.join(model_dir, "factor.json")) as file:
-        return json.load(file)
-
-class Refused(Exception):
-    status_code = 415
-
-def input_fn(body, content_type):
-    if content_type != "application/json":
-        raise Refused("only JSON is understood")
-    return json.loads(body)
-
-def predict_fn(data, model):
-    if data == "crash":
-        os._exit(3)
-    time.sleep(data.get("pause", 0))
-    return {"product": data["x"] * model, "pid": os.getpid()}
-
-def output_fn(prediction, accept):
-    return json.dumps(prediction), accept
-"""
 WITH_CONTEXT = """
 def model_fn(model_dir, context):
     return context.system_properties["model_dir"] == model_dir
@@ -51,72 +26,11 @@ def transform_fn(model, body, content_type, accept, context):
 """
 
 
-class Endpoint:
-    """One endpoint made by boto3."""
-
-    def __init__(self, cloud, model, environment=None):
-        self.cloud = cloud
-        self.name = f"endpoint-{uuid.uuid4().hex[:12]}"
-        uri = cloud.put(f"models/{self.name}/model.tar.gz", model)
-        cloud.sagemaker.create_model(
-            ModelName=self.name,
-            ExecutionRoleArn=ROLE,
-            PrimaryContainer={
-                "Image": "any/image:1",
-                "ModelDataUrl": uri,
-                "Environment": environment or {},
-            },
-        )
-        variant = {
-            "VariantName": "AllTraffic",
-            "ModelName": self.name,
-            "InstanceType": "ml.m5.large",
-            "InitialInstanceCount": 1,
-        }
-        cloud.sagemaker.create_endpoint_config(
-            EndpointConfigName=self.name, ProductionVariants=[variant]
-        )
-        cloud.sagemaker.create_endpoint(EndpointName=self.name, EndpointConfigName=self.name)
-
-    def describe(self):
-        return self.cloud.sagemaker.describe_endpoint(EndpointName=self.name)
-
-    def wait(self):
-        """The description of the endpoint once it is in service or has failed."""
-        return until(lambda: (d := self.describe())["EndpointStatus"] != "Creating" and d)
-
-    def invoke(self, body, content_type="application/json", **arguments):
-        return self.cloud.runtime.invoke_endpoint(
-            EndpointName=self.name, Body=body, ContentType=content_type, **arguments
-        )
-
-    def ask(self, data):
-        return json.loads(self.invoke(json.dumps(data).encode())["Body"].read())
-
-    def server(self):
-        """The process of the model server."""
-        pid = self.ask({"x": 1})["pid"]
-        return psutil.Process(pid)
-
-    def delete(self):
-        self.cloud.sagemaker.delete_endpoint(EndpointName=self.name)
-        until(self.is_gone)
-
-    def is_gone(self):
-        try:
-            self.describe()
-        except ClientError as error:
-            return error.response["Error"]["Code"] == "ValidationException"
-        return False
-
-
 @pytest.fixture(scope="module")
 def multiply(cloud):
     """An endpoint in service that multiplies by three."""
-    endpoint = Endpoint(cloud, archive({"factor.json": "3", "code/inference.py": MULTIPLY}))
-    description = endpoint.wait()
-    assert description["EndpointStatus"] == "InService", description["FailureReason"]
-    yield endpoint
+    endpoint = deploy(cloud, multiplier(3))
+    yield endpoint.serve()
     endpoint.delete()
 
 
@@ -132,7 +46,7 @@ def test_the_handler_s_refusal_comes_back_with_status_and_message(cloud, multipl
         multiply.invoke(b"1,2", content_type="text/csv")
     assert refused.value.response["OriginalStatusCode"] == 415
     assert refused.value.response["OriginalMessage"] == "only JSON is understood"
-    assert "client error (415) from AllTraffic" in str(refused.value)
+    assert "client error (415) from primary" in str(refused.value)
 
 
 def test_a_fault_of_the_handler_is_a_500_and_its_trace_is_in_the_log(cloud, multiply):
@@ -195,7 +109,7 @@ def test_the_model_server_s_port_is_local_and_wants_its_token(multiply):
 
 
 def test_handlers_with_a_context_parameter(cloud):
-    endpoint = Endpoint(
+    endpoint = deploy(
         cloud, archive({"code/serve.py": WITH_CONTEXT}), {"SAGEMAKER_PROGRAM": "serve.py"}
     )
     assert endpoint.wait()["EndpointStatus"] == "InService"
@@ -224,13 +138,13 @@ def link_archive():
         (archive({"../outside.txt": "1"}), "outside"),
         (link_archive(), "model.tar.gz cannot be unpacked"),
         (archive({"factor.json": "1"}), "The model has no code/inference.py"),
-        (archive({"code/inference.py": "def predict_fn(d, m): pass"}), "does not define model_fn"),
+        (archive({"code/inference.py": "def predict_fn(d, m): pass"}), "provide a model_fn"),
         (archive({"code/inference.py": MULTIPLY}), "factor.json"),
     ],
     ids=["broken", "outside", "link", "no script", "no model_fn", "model_fn raises"],
 )
 def test_a_model_that_cannot_be_loaded_fails_with_the_reason(cloud, model, words):
-    endpoint = Endpoint(cloud, model)
+    endpoint = deploy(cloud, model)
     description = endpoint.wait()
     assert description["EndpointStatus"] == "Failed"
     assert words in description["FailureReason"]
@@ -241,7 +155,7 @@ def test_a_model_that_cannot_be_loaded_fails_with_the_reason(cloud, model, words
 
 
 def test_deleting_frees_process_port_and_folder(cloud):
-    endpoint = Endpoint(cloud, archive({"factor.json": "2", "code/inference.py": MULTIPLY}))
+    endpoint = deploy(cloud, multiplier(2))
     endpoint.wait()
     server = endpoint.server()
     folder = server.cwd()
@@ -253,9 +167,28 @@ def test_deleting_frees_process_port_and_folder(cloud):
         endpoint.invoke(b"{}")
 
 
+def test_many_endpoints_leave_no_thread_handle_or_folder(cloud):
+    server = psutil.Process(cloud.server["pid"])
+    folder = os.path.join(cloud.server["work_folder"], "endpoints")
+
+    def resources():
+        return server.num_threads(), server.num_fds(), len(os.listdir(folder))
+
+    def one():
+        endpoint = deploy(cloud, multiplier(2)).serve()
+        endpoint.ask({"x": 1})
+        endpoint.delete()
+
+    one()  # What is made once for all endpoints is there now.
+    before = resources()
+    for _ in range(4):
+        one()
+    until(lambda: all(now <= then for now, then in zip(resources(), before)))
+
+
 def test_deleting_while_it_is_created(cloud):
     slow = "import time\ntime.sleep(60)"
-    endpoint = Endpoint(cloud, archive({"code/inference.py": slow}))
+    endpoint = deploy(cloud, archive({"code/inference.py": slow}))
     assert endpoint.describe()["EndpointStatus"] == "Creating"
     endpoint.delete()
 
@@ -267,41 +200,3 @@ def test_secrets_are_not_in_arguments(cloud, multiply):
     for secret in secrets:
         assert not any(secret in command for command in commands)
         assert secret not in (cloud.home / "server.log").read_text()
-
-
-def test_resources_of_the_sdk(cloud, sdk):
-    from sagemaker.core.resources import Endpoint as SdkEndpoint
-    from sagemaker.core.resources import EndpointConfig, Model
-    from sagemaker.core.shapes import ContainerDefinition, ProductionVariant
-
-    uri = cloud.put(
-        "sdk/model.tar.gz", archive({"factor.json": "5", "code/inference.py": MULTIPLY})
-    )
-    name = f"sdk-{uuid.uuid4().hex[:8]}"
-    model = Model.create(
-        model_name=name,
-        primary_container=ContainerDefinition(image="any/image:1", model_data_url=uri),
-        execution_role_arn=ROLE,
-    )
-    config = EndpointConfig.create(
-        endpoint_config_name=name,
-        production_variants=[
-            ProductionVariant(
-                variant_name="AllTraffic",
-                model_name=name,
-                initial_instance_count=1,
-                instance_type="ml.m5.large",
-            )
-        ],
-    )
-    endpoint = SdkEndpoint.create(endpoint_name=name, endpoint_config_name=name)
-    endpoint.wait_for_status("InService", poll=1, timeout=60)
-    answer = endpoint.invoke(body=json.dumps({"x": 2}), content_type="application/json")
-    assert json.loads(answer.body.read())["product"] == 10
-    assert name in [found.endpoint_name for found in SdkEndpoint.get_all()]
-    endpoint.delete()
-    endpoint.wait_for_delete(poll=1, timeout=60)
-    config.delete()
-    model.delete()
-    with pytest.raises(ClientError, match=re.escape(name)):
-        Model.get(model_name=name)

@@ -59,6 +59,8 @@ def wait(cloud, name):
 
 def process(cloud, *arguments, **fields):
     sent = request(*arguments, **fields)
+    if not arguments:
+        del sent["AppSpecification"]["ContainerArguments"]
     cloud.sagemaker.create_processing_job(**sent)
     return wait(cloud, sent["ProcessingJobName"])
 
@@ -96,10 +98,11 @@ def test_inputs_arguments_and_outputs_by_boto3(cloud):
 
 
 def test_environment_and_configuration_are_there(cloud):
-    script = """
-import json, os
-print("dir", os.environ["DATA_DIR"], os.environ["OTHER"], os.path.isdir(os.environ["DATA_DIR"]))
-"""
+    # One line: the service's pattern for arguments, ".*", refuses line breaks.
+    script = (
+        "from os import environ as e, path; "
+        "print('dir', e['DATA_DIR'], e['OTHER'], path.isdir(e['DATA_DIR']))"
+    )
     cloud.put("items/a.txt", b"1")
     description = process(
         cloud,
@@ -204,3 +207,101 @@ def test_framework_processor_of_the_sdk(cloud, sdk, tmp_path):
     assert description["ProcessingJobStatus"] == "Completed", description.get("FailureReason")
     assert json.loads(cloud.get("few-names/names.json")) == ["one.txt"]
     assert "from the helper" in lines(cloud, description)
+
+
+def test_two_hosts_share_the_input_and_write_one_output(cloud):
+    for letter in "abc":
+        cloud.put(f"divided/{letter}.txt", b"1")
+    data = source("data", f"s3://{BUCKET}/divided/", IN)
+    data["S3Input"]["S3DataDistributionType"] = "ShardedByS3Key"
+    script = f"""
+import json, os
+config = json.load(open("/opt/ml/config/resourceconfig.json"))
+number = config["hosts"].index(config["current_host"]) + 1
+job = json.load(open("/opt/ml/config/processingjobconfig.json"))
+assert job["ProcessingResources"]["ClusterConfig"]["InstanceCount"] == len(config["hosts"]) == 2
+for name in (f"only-{{number}}", "same"):
+    open("{OUT}/" + name, "w").write(" ".join(sorted(os.listdir("{IN}"))))
+"""
+    outputs = {"Outputs": [target("names", f"s3://{BUCKET}/divided-names", OUT)]}
+    code = "/opt/ml/processing/input/code"
+    uri = cloud.put("divided-code/run.py", script.encode())
+    sent = request(
+        "--quick",
+        command=("python3", f"{code}/run.py"),
+        ProcessingInputs=[data, source("code", uri, code)],
+        ProcessingOutputConfig=outputs,
+    )
+    sent["ProcessingResources"]["ClusterConfig"]["InstanceCount"] = 2
+    cloud.sagemaker.create_processing_job(**sent)
+    description = wait(cloud, sent["ProcessingJobName"])
+    assert description["ProcessingJobStatus"] == "Completed", description.get("FailureReason")
+    assert cloud.get("divided-names/only-1") == cloud.get("divided-names/same") == b"a.txt c.txt"
+    assert cloud.get("divided-names/only-2") == b"b.txt"
+
+
+def test_a_continuous_output_is_in_s3_before_the_job_ends(cloud):
+    output = target("names", f"s3://{BUCKET}/continuous", OUT)
+    output["S3Output"]["S3UploadMode"] = "Continuous"
+    script = f"import time; open('{OUT}/early.txt', 'w').write('early'); time.sleep(60)"
+    sent = request(script, ProcessingOutputConfig={"Outputs": [output]})
+    cloud.sagemaker.create_processing_job(**sent)
+
+    def uploaded():
+        found = cloud.s3.list_objects_v2(Bucket=BUCKET, Prefix="continuous/")
+        return [entry["Key"] for entry in found.get("Contents", [])]
+
+    assert until(uploaded) == ["continuous/early.txt"]
+    name = sent["ProcessingJobName"]
+    description = cloud.sagemaker.describe_processing_job(ProcessingJobName=name)
+    assert description["ProcessingJobStatus"] == "InProgress"
+    cloud.sagemaker.stop_processing_job(ProcessingJobName=name)
+    assert wait(cloud, name)["ProcessingJobStatus"] == "Stopped"
+
+
+def test_code_and_manifest_as_inputs_and_an_exit_message(cloud):
+    cloud.put("chosen/one.txt", b"1")
+    cloud.put("chosen/two.txt", b"2")
+    manifest = [{"prefix": f"s3://{BUCKET}/chosen/"}, "two.txt"]
+    chosen = source("data", cloud.put("chosen.json", json.dumps(manifest).encode()), IN)
+    chosen["S3Input"]["S3DataType"] = "ManifestFile"
+    code = "/opt/ml/processing/input/code"
+    script = f"""
+import os
+open("/opt/ml/output/message", "w").write(f"read {{os.listdir('{IN}')}}")
+print("in", os.path.dirname("{IN}/two.txt"))
+"""
+    uri = cloud.put("spelled-code/run.py", script.encode())
+    description = process(
+        cloud,
+        command=("python3", f"{code}/run.py"),
+        ProcessingInputs=[chosen, source("code", uri, code)],
+    )
+    assert description["ProcessingJobStatus"] == "Completed", description.get("FailureReason")
+    assert description["ExitMessage"] == "read ['two.txt']"
+    assert f"in {IN}" in lines(cloud, description)
+
+
+@pytest.mark.parametrize(
+    ("member", "value", "words"),
+    [
+        ("S3InputMode", "Pipe", "input mode File, not Pipe"),
+        ("S3CompressionType", "Gzip", "must be None in File mode"),
+        ("S3Uri", "https://bucket/key", "begin with s3://"),
+    ],
+    ids=["pipe", "gzip", "https"],
+)
+def test_inputs_that_cannot_be_read_are_refused_at_creation(cloud, member, value, words):
+    data = source("data", "s3://b/k", IN)
+    data["S3Input"][member] = value
+    with pytest.raises(ClientError, match=words) as refused:
+        cloud.sagemaker.create_processing_job(**request("1", ProcessingInputs=[data]))
+    assert refused.value.response["Error"]["Code"] == "ValidationException"
+
+
+def test_too_many_hosts_are_refused(cloud):
+    sent = request("1")
+    sent["ProcessingResources"]["ClusterConfig"]["InstanceCount"] = 9
+    with pytest.raises(ClientError, match="processing job usage' is 8") as refused:
+        cloud.sagemaker.create_processing_job(**sent)
+    assert refused.value.response["Error"]["Code"] == "ResourceLimitExceeded"

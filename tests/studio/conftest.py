@@ -17,7 +17,7 @@ def cloud(tmp_path_factory):
     try:
         yield connect("local")
     finally:
-        command = [sys.executable, "-m", "local_cloud", "stop"]
+        command = [sys.executable, "-m", "local_cloud", "reset"]
         subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
         os.environ.clear()
         os.environ.update(before)
