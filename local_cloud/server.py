@@ -72,6 +72,9 @@ class KeepAliveHandler(MotoRequestHandler):
     def log_request(self, code="-", size="-"):
         pass
 
+    def log_error(self, form, *args):
+        """Idle connections and requests that are not HTTP are the clients' affair."""
+
     def run_wsgi(self):
         if self.headers.get("Expect", "").strip().lower() == "100-continue":
             self.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n")

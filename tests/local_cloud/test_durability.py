@@ -25,6 +25,17 @@ def predict_fn(data, model):
 """
 ANYTHING = {"Effect": "Allow", "Action": "*", "Resource": "*"}
 POLICY = json.dumps({"Version": "2012-10-17", "Statement": [ANYTHING]})
+READABLE = {
+    "Version": "2012-10-17",
+    "Statement": [
+        {
+            "Effect": "Allow",
+            "Principal": "*",
+            "Action": "s3:GetObject",
+            "Resource": f"arn:aws:s3:::{BUCKET}/*",
+        }
+    ],
+}
 FINAL = ("Completed", "Failed", "Stopped")
 
 
@@ -103,7 +114,7 @@ def test_everything_is_there_again_after_stop_and_start(own_home):
     cloud.s3.delete_objects(Bucket=BUCKET, Delete={"Objects": [{"Key": "deleted"}]})
     cloud.s3.create_bucket(Bucket="gone-again")
     cloud.s3.delete_bucket(Bucket="gone-again")
-    cloud.s3.put_bucket_policy(Bucket=BUCKET, Policy='{"Version": "2012-10-17"}')
+    cloud.s3.put_bucket_policy(Bucket=BUCKET, Policy=json.dumps(READABLE))
     iam = cloud.client("iam")
     iam.create_role(RoleName="r", AssumeRolePolicyDocument=POLICY)
     iam.put_role_policy(RoleName="r", PolicyName="p", PolicyDocument=POLICY)
@@ -126,7 +137,7 @@ def test_everything_is_there_again_after_stop_and_start(own_home):
     tagging = again.s3.get_object_tagging(Bucket=BUCKET, Key="a b/ü")["TagSet"]
     assert tagging == [{"Key": "t", "Value": "1"}]
     assert [b["Name"] for b in again.s3.list_buckets()["Buckets"]] == [BUCKET]
-    assert "2012-10-17" in again.s3.get_bucket_policy(Bucket=BUCKET)["Policy"]
+    assert json.loads(again.s3.get_bucket_policy(Bucket=BUCKET)["Policy"]) == READABLE
     assert again.client("iam").get_role_policy(RoleName="r", PolicyName="p")
     wait_in_service(again)
     assert ask(again) == ["hello", 7]
