@@ -14,6 +14,7 @@ from pathlib import Path
 from local_cloud.aws import unpack
 from local_cloud.cluster import GROUP
 from local_cloud.errors import JobFailed, invalid
+from local_cloud.requirements import are_installed
 
 PROGRAM, SUBMITTED = "sagemaker_program", "sagemaker_submit_directory"
 TORCHRUN = "sagemaker_torch_distributed_enabled"
@@ -150,7 +151,8 @@ def command(code, hyperparameters, rank, hosts, master_port, processes):
     steps = []
     if is_package:
         steps.append(INSTALL_PACKAGE)
-    if (code / "requirements.txt").is_file():
+    requirements = code / "requirements.txt"
+    if requirements.is_file() and not are_installed(requirements):
         steps.append(INSTALL_REQUIREMENTS)
     if not steps:
         return run

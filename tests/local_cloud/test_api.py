@@ -209,14 +209,12 @@ def test_many_jobs_leave_no_thread_or_handle_behind(cloud):
     def counts():
         return server.num_threads(), server.num_fds()
 
-    def run(number):
-        names = [cloud.start_training("print('x')") for _ in range(number)]
-        for name in names:
-            cloud.wait_for_training(name)
-
-    run(3)  # Fills the pools of connections.
+    # Side by side, so that the pools of connections are as full as they get.
+    for name in [cloud.start_training("print('x')") for _ in range(6)]:
+        cloud.wait_for_training(name)
     threads, handles = counts()
-    run(9)
+    for _ in range(9):
+        cloud.train("print('x')")
     until(lambda: counts()[0] <= threads + 2, timeout=10)
     until(lambda: counts()[1] <= handles + 8, timeout=10)
 
