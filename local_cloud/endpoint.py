@@ -222,7 +222,11 @@ class Endpoint:
                 instance.wait()
         except Exception as error:
             in_parallel(lambda instance: instance.close(), fresh)
-            self._change(EndpointStatus="InService", FailureReason=reason_of(error))
+            variants = deployment.summaries()
+            failure = reason_of(error)
+            self._change(
+                EndpointStatus="InService", FailureReason=failure, ProductionVariants=variants
+            )
             return
         surplus = self._apply(deployment, shares, added)
         self._change(EndpointStatus="InService", ProductionVariants=deployment.summaries())

@@ -115,20 +115,16 @@ class Hosting:
 
     def update_weights(self, params, region):
         record = self.store.get(ENDPOINT, params["EndpointName"])
-        shares = {v["VariantName"]: present_share(v) for v in record["ProductionVariants"]}
-        for desired in params["DesiredWeightsAndCapacities"]:
-            variant = desired["VariantName"]
-            if variant not in shares:
-                raise invalid(f'Could not find variant "{variant}".')
-            if "ServerlessUpdateConfig" in desired:
-                raise invalid("local_cloud does not change the concurrency of serverless variants.")
-            count, weight = shares[variant]
-            count = desired.get("DesiredInstanceCount", count)
-            if count < 1:
-                raise invalid("DesiredInstanceCount must be at least 1.")
-            shares[variant] = (count, desired.get("DesiredWeight", weight))
+        shares = wanted_shares(record, params["DesiredWeightsAndCapacities"])
         check_instances(shares)
-        self.begin_to_update(record).scale(shares)
+        endpoint = self.begin_to_update(record)
+        for entry in record["ProductionVariants"]:
+            count, entry["DesiredWeight"] = shares[entry["VariantName"]]
+            if "DesiredInstanceCount" in entry:
+                entry["DesiredInstanceCount"] = count
+        variants = record["ProductionVariants"]
+        self.store.change(ENDPOINT, params["EndpointName"], ProductionVariants=variants)
+        endpoint.scale(shares)
         return {"EndpointArn": record["EndpointArn"]}
 
     def begin_to_update(self, record):
@@ -293,6 +289,31 @@ def initial_shares(config):
 def present_share(variant):
     """Number of instances and weight of an entry of DescribeEndpoint's `ProductionVariants`."""
     return variant.get("DesiredInstanceCount", 1), variant["DesiredWeight"]
+
+
+def wanted_shares(record, wanted):
+    """The shares of an endpoint's variants after a change of some of them.
+
+    Args:
+        record: the endpoint's record.
+        wanted: `DesiredWeightsAndCapacities`.
+    """
+    entries = {entry["VariantName"]: entry for entry in record["ProductionVariants"]}
+    shares = {name: present_share(entry) for name, entry in entries.items()}
+    for desired in wanted:
+        name = desired["VariantName"]
+        if name not in entries:
+            raise invalid(f'Could not find variant "{name}".')
+        if "ServerlessUpdateConfig" in desired or (
+            "DesiredInstanceCount" in desired and "DesiredInstanceCount" not in entries[name]
+        ):
+            raise invalid("local_cloud does not change the capacity of serverless variants.")
+        count, weight = shares[name]
+        count = desired.get("DesiredInstanceCount", count)
+        if count < 1:
+            raise invalid("DesiredInstanceCount must be at least 1.")
+        shares[name] = (count, desired.get("DesiredWeight", weight))
+    return shares
 
 
 def check_instances(shares):

@@ -190,7 +190,7 @@ def test_data_capture(cloud, model):
     assert first["captureData"]["endpointOutput"] == {
         "observedContentType": "application/json",
         "mode": "OUTPUT",
-        "data": '{"bytes": 3, "type": "text/csv"}',
+        "data": '{"bytes": 3, "type": "text/csv", "seen": "trace=1"}',
         "encoding": "JSON",
     }
     assert first["eventVersion"] == "0"
