@@ -81,9 +81,9 @@ class Container:
 
     def localize(self, text):
         """`text` with `/opt/ml` replaced by this container's folder."""
-        for path, folder in self._folders.items():
-            text = re.sub(spelled(path), lambda _, folder=folder: str(folder), text)
-        return text
+        # In one go: what stands for one path may begin with another.
+        pattern = "|".join(map(spelled, self._folders))
+        return re.sub(pattern, lambda found: str(self._folders[found[0]]), text)
 
     def globalize(self, text):
         """`text` with this container's folder replaced by the paths that it stands for."""

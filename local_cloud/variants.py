@@ -3,7 +3,7 @@
 import threading
 
 from local_cloud.errors import ServiceError
-from local_cloud.serving import STARTUP_TIMEOUT, NoAnswer, make_instance
+from local_cloud.serving import STARTUP_TIMEOUT, NoAnswer, definitions, make_instance
 from local_cloud.store import now
 
 LOG_GROUP = "/aws/sagemaker/Endpoints"
@@ -64,7 +64,7 @@ class Variant:
         Args:
             status: `Creating` or `Updating`, while that is going on.
         """
-        images = [d["Image"] for d in containers_with_image(self.model)]
+        images = [d["Image"] for d in definitions(self.model) if d.get("Image")]
         entry = {
             "VariantName": self.name,
             "DeployedImages": [
@@ -87,11 +87,6 @@ class Variant:
         if not images:
             del entry["DeployedImages"]  # The SDK's models refuse empty lists.
         return entry
-
-
-def containers_with_image(model):
-    containers = model.get("Containers") or [model["PrimaryContainer"]]
-    return [definition for definition in containers if definition.get("Image")]
 
 
 def choose(variants):

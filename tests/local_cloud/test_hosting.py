@@ -181,9 +181,10 @@ def test_many_endpoints_leave_no_thread_handle_or_folder(cloud):
 
     one()  # What is made once for all endpoints is there now.
     before = resources()
-    for _ in range(4):
+    for _ in range(6):
         one()
-    until(lambda: all(now <= then for now, then in zip(resources(), before)))
+    # Less than one each; a connection or two more may be kept open for the next request.
+    until(lambda: all(now <= then + 3 for now, then in zip(resources(), before)))
 
 
 def test_deleting_while_it_is_created(cloud):
