@@ -9,7 +9,7 @@ PY := .venv/bin/python
 NOTEBOOK := train_and_deploy.ipynb
 
 .DEFAULT_GOAL := help
-.PHONY: help run test soak notebook lab stop clean venv
+.PHONY: help run test bench soak notebook lab stop clean venv
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,6 +21,9 @@ test: venv  ## lint and test everything
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 	@$(PY) -m pytest -n 2 --dist loadfile
+
+bench: venv  ## measure the local cloud against running by hand
+	@$(PY) benchmarks/local_cloud.py --json build/bench.json
 
 soak: venv  ## kill the local cloud, its jobs and endpoints at 50 random moments
 	@SOAK_ROUNDS=50 $(PY) -m pytest tests/local_cloud/test_durability.py -k random_moments

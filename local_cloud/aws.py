@@ -1,6 +1,7 @@
 """What the jobs need of S3 and CloudWatch Logs."""
 
 import contextlib
+import re
 import tarfile
 import threading
 import time
@@ -18,6 +19,9 @@ from local_cloud.errors import JobFailed
 MAX_EVENT = 60_000  # Characters of one log line; CloudWatch Logs takes 256 KiB an event.
 MAX_BATCH = 5_000  # Events of one PutLogEvents call; CloudWatch Logs takes 10,000.
 FLUSH_SECONDS = 0.3
+# With the bucket in the host's name, or without: Amazon S3 User Guide, "Virtual hosting of general
+# purpose buckets". Requests may name objects so; nothing is fetched from there.
+S3_HOST = re.compile(r"(?:(?P<bucket>.+)\.)?s3(?:[.-][a-z0-9-]+)?\.amazonaws\.com")
 MAX_UNPACKED = 50 << 30  # Bytes an archive may unpack to.
 
 
@@ -144,11 +148,14 @@ class LocalAws:
 
 
 def split_uri(uri):
-    """Bucket and key of an `s3://` address; JobFailed for any other."""
+    """Bucket and key of an `s3://` address, or of S3's own `https://` one; JobFailed for others."""
     # Not urlsplit: a key may contain "?" and "#".
     scheme, _, rest = uri.partition("://")
     bucket, _, key = rest.partition("/")
-    if scheme != "s3" or not bucket:
+    host = S3_HOST.fullmatch(bucket) if scheme == "https" else None
+    if host:
+        bucket, key = (host["bucket"], key) if host["bucket"] else key.partition("/")[::2]
+    if (scheme != "s3" and not host) or not bucket:
         raise JobFailed(f"ClientError: {uri!r} is not an S3 address.")
     return bucket, key.lstrip("/")
 

@@ -35,7 +35,7 @@ OPT_ML = "/opt/ml"
 CONTAINER_MARKER = "LOCAL_CLOUD_CONTAINER"  # Inherited by every process of one container.
 # Seconds between SIGTERM and SIGKILL: what SageMaker gives, unless the server's user wants less.
 STOP_GRACE = float(os.environ.get("LOCAL_CLOUD_STOP_GRACE", 120))
-LAST_LINES = 20  # Kept to explain a failure where the job left no `output/failure`.
+LAST_LINES = 40  # Kept to explain a failure where the job left no `output/failure`.
 # What a job keeps of the server's environment: where programs, caches and registries are.
 KEPT = ("PATH", "HOME", "USER", "LANG", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "TORCH_HOME")
 KEPT_PREFIXES = ("LC_", "PIP_", "SSL_", "REQUESTS_", "CUDA_", "DYLD_")

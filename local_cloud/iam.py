@@ -1,8 +1,11 @@
-"""IAM's policy simulator, which moto lacks and the SageMaker SDK asks before it uses a role.
+"""Who the callers are and what their roles may do: what the SageMaker SDK asks before it uses one.
 
-The decision is moto's own policy evaluation over the role's real policies.
+moto lacks IAM's policy simulator; the decision here is moto's own policy evaluation over the role's
+real policies. And moto's callers are users, from whom the SDK takes no role when none is named;
+here they have assumed a role, as in a notebook of SageMaker Studio.
 """
 
+import json
 from urllib.parse import unquote
 from xml.sax.saxutils import escape
 
@@ -12,8 +15,48 @@ from moto.iam.models import iam_backends
 
 from local_cloud import ACCOUNT_ID
 
-ACTION = "SimulatePrincipalPolicy"
 NAMESPACE = "https://iam.amazonaws.com/doc/2010-05-08/"
+STS_NAMESPACE = "https://sts.amazonaws.com/doc/2011-06-15/"
+ROLE = "LocalCloudExecution"  # What every caller has assumed; made at the start.
+TRUST = {
+    "Effect": "Allow",
+    "Principal": {"Service": "sagemaker.amazonaws.com"},
+    "Action": "sts:AssumeRole",
+}
+EVERYTHING = {"Effect": "Allow", "Action": "*", "Resource": "*"}
+
+
+def make_role():
+    """Create the callers' role unless it is there already."""
+    backend = iam_backends[ACCOUNT_ID]["aws"]
+    if ROLE in [role.name for role in backend.get_roles()]:
+        return
+    backend.create_role(
+        role_name=ROLE,
+        assume_role_policy_document=document(TRUST),
+        path="/",
+        permissions_boundary=None,
+        description="What whoever calls this local cloud has assumed.",
+        tags=[],
+        max_session_duration="3600",
+    )
+    backend.put_role_policy(ROLE, "everything", document(EVERYTHING))
+
+
+def document(statement):
+    return json.dumps({"Version": "2012-10-17", "Statement": [statement]})
+
+
+def get_caller_identity(form):
+    """The XML answer to a GetCallerIdentity request: (status, body)."""
+    arn = f"arn:aws:sts::{ACCOUNT_ID}:assumed-role/{ROLE}/local"
+    body = (
+        f'<GetCallerIdentityResponse xmlns="{STS_NAMESPACE}"><GetCallerIdentityResult>'
+        f"<Arn>{arn}</Arn><UserId>{ROLE}:local</UserId><Account>{ACCOUNT_ID}</Account>"
+        "</GetCallerIdentityResult><ResponseMetadata><RequestId>local</RequestId>"
+        "</ResponseMetadata></GetCallerIdentityResponse>"
+    )
+    return 200, body
 
 
 def simulate_principal_policy(form):
@@ -40,9 +83,10 @@ def simulate_principal_policy(form):
         for resource in resources
     ]
     body = (
-        f'<{ACTION}Response xmlns="{NAMESPACE}"><{ACTION}Result><IsTruncated>false</IsTruncated>'
-        f"<EvaluationResults>{''.join(results)}</EvaluationResults></{ACTION}Result>"
-        f"<ResponseMetadata><RequestId>local</RequestId></ResponseMetadata></{ACTION}Response>"
+        f'<SimulatePrincipalPolicyResponse xmlns="{NAMESPACE}"><SimulatePrincipalPolicyResult>'
+        f"<IsTruncated>false</IsTruncated><EvaluationResults>{''.join(results)}"
+        "</EvaluationResults></SimulatePrincipalPolicyResult><ResponseMetadata>"
+        "<RequestId>local</RequestId></ResponseMetadata></SimulatePrincipalPolicyResponse>"
     )
     return 200, body
 
@@ -77,3 +121,10 @@ def error(code, message):
         f'<ErrorResponse xmlns="{NAMESPACE}"><Error><Type>Sender</Type><Code>{code}</Code>'
         f"<Message>{escape(message)}</Message></Error></ErrorResponse>"
     )
+
+
+# By the name of the operation: a function of the request's form that returns (status, body).
+OPERATIONS = {
+    "GetCallerIdentity": get_caller_identity,
+    "SimulatePrincipalPolicy": simulate_principal_policy,
+}

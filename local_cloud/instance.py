@@ -21,7 +21,7 @@ from pathlib import Path
 
 import psutil
 
-from local_cloud import DEFAULT_REGION
+from local_cloud import ACCOUNT_ID, DEFAULT_REGION
 from local_cloud.errors import CloudError
 
 HOST = "127.0.0.1"
@@ -30,7 +30,8 @@ PACKAGE_PARENT = Path(__file__).resolve().parent.parent
 START_TIMEOUT = 60  # Seconds; importing moto on a cold disk takes most of it.
 STOP_TIMEOUT = 10  # Seconds between asking and killing.
 PREFIX = "local_cloud: "  # Of every sentence on standard error.
-FILES = ("server.json", "server.json.draft", "server.log", "lock")
+DEFAULTS = "sagemaker.json"  # What the SageMaker SDK takes where a call leaves it out.
+FILES = ("server.json", "server.json.draft", DEFAULTS, "server.log", "lock")
 STATE = "state"  # The folder of what survives a restart.
 SHELL_SAFE = set(string.ascii_letters + string.digits + "/._-+@")
 
@@ -46,6 +47,7 @@ class Instance:
     access_key: str
     secret_key: str
     work_folder: str
+    defaults_file: str
 
     def environment(self):
         """The variables that point boto3, the SageMaker SDK and the AWS CLI at this server."""
@@ -58,6 +60,7 @@ class Instance:
             "AWS_DEFAULT_REGION": self.region,
             "AWS_REGION": self.region,
             "AWS_EC2_METADATA_DISABLED": "true",
+            "SAGEMAKER_USER_CONFIG_OVERRIDE": self.defaults_file,
             "no_proxy": ",".join([*hosts, HOST]),  # A proxy could not reach this machine's own.
         }
 
@@ -75,8 +78,20 @@ def read_instance(home):
         return None
 
 
+def sdk_defaults(region):
+    """Defaults for the SageMaker SDK, which would ask AWS itself for the name of its bucket.
+
+    Format: https://sagemaker.readthedocs.io/en/stable/overview.html, "Configuring and using
+    defaults with the SageMaker Python SDK".
+    """
+    bucket = {"DefaultS3Bucket": f"sagemaker-{region}-{ACCOUNT_ID}"}  # The name it would choose.
+    modules = {"TelemetryOptOut": True, "Session": bucket}
+    return {"SchemaVersion": "1.0", "SageMaker": {"PythonSDK": {"Modules": modules}}}
+
+
 def write_instance(home, instance):
     """Publish `instance` for clients: readable by this user alone, never half-written."""
+    Path(instance.defaults_file).write_text(json.dumps(sdk_defaults(instance.region)))
     draft = home / "server.json.draft"
     with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
         json.dump(asdict(instance), file)

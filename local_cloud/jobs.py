@@ -24,7 +24,8 @@ DRIVER_FAILURES = (
     "Training Execution failed.",
 )
 DRIVER_HEAD = "Executing command: "
-DRIVER_TAIL = "Command failed with exit code "
+DRIVER_TAILS = ("Command failed with exit code ", "An error occurred with exit code ")
+TRACE = re.compile(r"\++ ")  # How bash, told to, begins the lines that repeat its commands.
 KILLED = re.compile(r"died with <Signals\.(\w+)")
 
 
@@ -229,9 +230,9 @@ def script_lines(lines):
     for line in lines:
         if line.startswith(DRIVER_HEAD):
             own = []
-        elif line.startswith(DRIVER_TAIL):
+        elif line.startswith(DRIVER_TAILS):
             break
-        elif line.strip():
+        elif line.strip() and not TRACE.match(line):
             own.append(line)
     return own
 

@@ -7,8 +7,9 @@ Run as a plain script inside an endpoint's container:
 It loads `$SAGEMAKER_PROGRAM` (`inference.py`) of the code folder, calls `model_fn` once, then
 `input_fn`, `predict_fn` and `output_fn` (or `transform_fn`) for every `POST /invocations`. What the
 script leaves out is what the toolkit does by default: `sagemaker_inference` 1.10 where DEFAULTS is
-`base`, `sagemaker_pytorch_serving_container` where it is `pytorch`. An exception becomes status 500
-or that of the toolkit's own `BaseInferenceToolkitError`; the body is the message, then the trace.
+`base`, `sagemaker_pytorch_serving_container` where it is `pytorch`, `sagemaker_sklearn_container`
+where it is `scikit-learn`. An exception becomes status 500 or that of the toolkit's own
+`BaseInferenceToolkitError`; the body is the message, then the trace.
 
 It listens on a free port of 127.0.0.1, writes the port to PORT_FILE, and answers only to the
 endpoint that started it, which knows the token. Imports nothing of this project: its folder is
@@ -172,7 +173,18 @@ class PyTorchDefaults(Defaults):
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-DEFAULTS = {"base": Defaults, "pytorch": PyTorchDefaults}
+class SklearnDefaults(Defaults):
+    """The handlers of `sagemaker_sklearn_container.serving`."""
+
+    def input_fn(self, body, content_type):
+        array = decode(body, content_type)
+        return array.astype("float32") if content_type in TEXTS else array
+
+    def predict_fn(self, data, model):
+        return model.predict(data)
+
+
+DEFAULTS = {"base": Defaults, "pytorch": PyTorchDefaults, "scikit-learn": SklearnDefaults}
 
 
 def decode(body, content_type):
@@ -232,7 +244,7 @@ class Model:
         self.model_dir = model_dir
         self.accept = os.environ.get("SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT", JSON)
         self.defaults = DEFAULTS[defaults]()
-        self.script = load_script(Path(code_dir), required=defaults == "base")
+        self.script = load_script(Path(code_dir), required=defaults != "pytorch")
         if self.custom("transform_fn") and any(
             self.custom(name) for name in ("input_fn", "predict_fn", "output_fn")
         ):

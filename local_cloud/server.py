@@ -17,6 +17,7 @@ from werkzeug.serving import make_server
 
 from local_cloud.errors import CloudError, ServiceError
 from local_cloud.instance import (
+    DEFAULTS,
     HOST,
     MARKER,
     STATE,
@@ -141,6 +142,7 @@ class Cloud:
 
     def restore(self):
         """Bring back what an earlier server kept on the disk, and say of every job how it ended."""
+        iam.make_role()
         self.mirror.restore()
         for service in self.services:
             service.recover()
@@ -193,10 +195,11 @@ class Cloud:
             raise ServiceError(
                 "UnknownOperationException", f"local_cloud does not offer {caller.service!r}."
             )
-        if caller.service == "iam":
+        if caller.service in ("iam", "sts"):
             form = form_of(request, body)
-            if form.get("Action") == iam.ACTION:
-                status, text = iam.simulate_principal_policy(form)
+            operation = iam.OPERATIONS.get(form.get("Action"))
+            if operation:
+                status, text = operation(form)
                 return Response(text, status, content_type="text/xml")
         response = Response.from_app(self.moto, environ)
         if response.status_code < 300:
@@ -260,6 +263,7 @@ def serve(port, region, work_folder):
         access_key="LOCAL" + secrets.token_hex(8).upper(),
         secret_key=secrets.token_urlsafe(30),
         work_folder=work_folder,
+        defaults_file=str(home_folder() / DEFAULTS),
     )
     application.cloud = Cloud(instance, disk)
     application.cloud.restore()

@@ -77,7 +77,8 @@ def submitted_code(definition):
 
 def default_handlers(definition):
     """Whose default handlers apply; images are names here, and the name says the framework."""
-    return "pytorch" if "pytorch" in definition.get("Image", "") else "base"
+    image = definition.get("Image", "")
+    return next((name for name in ("pytorch", "scikit-learn") if name in image), "base")
 
 
 class ModelContainer:

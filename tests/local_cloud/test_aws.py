@@ -5,8 +5,9 @@ import threading
 
 import pytest
 
-from local_cloud.aws import LocalAws
+from local_cloud.aws import LocalAws, split_uri
 from local_cloud.cluster import Cluster
+from local_cloud.errors import JobFailed
 from local_cloud.instance import Instance
 
 
@@ -44,3 +45,35 @@ def test_a_host_without_a_log_fails_the_job(cloud, tmp_path):
         # CloudWatch Logs takes names of up to 512 characters.
         cluster.run([["true"]], [tmp_path], "x" * 600, "job", print, None, None)
     cluster.remove()
+
+
+@pytest.mark.parametrize(
+    ("uri", "place"),
+    [
+        ("s3://bucket/a/b?c#d", ("bucket", "a/b?c#d")),
+        ("s3://bucket", ("bucket", "")),
+        ("https://my.bucket.s3.eu-west-1.amazonaws.com/a/b", ("my.bucket", "a/b")),
+        ("https://bucket.s3-us-east-1.amazonaws.com/a", ("bucket", "a")),
+        ("https://bucket.s3.amazonaws.com/a", ("bucket", "a")),
+        ("https://s3.us-east-1.amazonaws.com/bucket/a/b", ("bucket", "a/b")),
+    ],
+)
+def test_addresses_of_objects(uri, place):
+    assert split_uri(uri) == place
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://",
+        "bucket/key",
+        "http://bucket.s3.amazonaws.com/a",
+        "https://example.com/bucket/a",
+        "https://bucket.s3.amazonaws.com.example.com/a",
+        "https://s3.us-east-1.amazonaws.com/",
+        "file:///etc/passwd",
+    ],
+)
+def test_addresses_of_other_things(uri):
+    with pytest.raises(JobFailed, match="is not an S3 address"):
+        split_uri(uri)
