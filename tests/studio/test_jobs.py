@@ -99,7 +99,7 @@ def start_tuning(cloud, name, limit, trials):
         HyperParameterTuningJobConfig={
             "Strategy": "Random",
             "HyperParameterTuningJobObjective": {"Type": "Maximize", "MetricName": "score"},
-            "ResourceLimits": {"MaxNumberOfTrainingJobs": trials, "MaxParallelTrainingJobs": 2},
+            "ResourceLimits": {"MaxNumberOfTrainingJobs": trials, "MaxParallelTrainingJobs": min(2, trials)},
             "ParameterRanges": ranges,
         },
         TrainingJobDefinition={
