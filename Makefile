@@ -25,8 +25,9 @@ test: venv  ## lint and test everything
 bench: venv  ## measure the local cloud against running by hand
 	@$(PY) benchmarks/local_cloud.py --json build/bench.json
 
-soak: venv  ## kill the local cloud, its jobs and endpoints at 50 random moments
-	@SOAK_ROUNDS=50 $(PY) -m pytest tests/local_cloud/test_durability.py -k random_moments
+soak: venv  ## 50 kills of the local cloud, its jobs and endpoints at random moments; 200 jobs
+	@SOAK_ROUNDS=50 SOAK_JOBS=200 $(PY) -m pytest tests/local_cloud/test_durability.py \
+	tests/local_cloud/test_api.py -k "random_moments or many_jobs"
 
 notebook: venv  ## execute the committed notebook again, in place
 	@$(PY) -m studio.execute $(NOTEBOOK) --output $(NOTEBOOK)

@@ -12,8 +12,9 @@ import psutil
 import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError
-from harness import BUCKET, ROLE, until
+from harness import BUCKET, ROLE, processes_with, until
 
+QUICK_JOBS = int(os.environ.get("SOAK_JOBS", "9"))  # `make soak` runs 200.
 NO_VALIDATION = Config(parameter_validation=False)  # So that the server is asked.
 NO_INSTANCES = {"InstanceType": "ml.m5.large", "InstanceCount": -1, "VolumeSizeInGB": 1}
 PREFIX = {"S3DataType": "S3Prefix", "S3Uri": "s3://bucket/key"}
@@ -203,20 +204,27 @@ def test_tags(cloud, three_jobs):
     assert cloud.sagemaker.list_tags(ResourceArn=arn)["Tags"] == [{"Key": "b", "Value": "2"}]
 
 
-def test_many_jobs_leave_no_thread_or_handle_behind(cloud):
+def test_many_jobs_leave_nothing_behind(cloud):
     server = psutil.Process(cloud.server["pid"])
+    jobs = Path(cloud.server["work_folder"]) / "jobs" / "TrainingJob"
 
     def counts():
         return server.num_threads(), server.num_fds()
 
+    def processes():
+        return {p.pid for p in processes_with("LOCAL_CLOUD_INSTANCE", cloud.server["name"])}
+
+    before = processes()
     # Side by side, so that the pools of connections are as full as they get.
-    for name in [cloud.start_training("print('x')") for _ in range(6)]:
-        cloud.wait_for_training(name)
+    for name in [cloud.start_training("print('x')") for _ in range(8)]:
+        assert cloud.wait_for_training(name)["TrainingJobStatus"] == "Completed"
     threads, handles = counts()
-    for _ in range(9):
-        cloud.train("print('x')")
-    until(lambda: counts()[0] <= threads + 2, timeout=10)
-    until(lambda: counts()[1] <= handles + 8, timeout=10)
+    for _ in range(QUICK_JOBS):
+        assert cloud.train("print('x')")["TrainingJobStatus"] == "Completed"
+    until(lambda: counts()[0] <= threads + 2)
+    until(lambda: counts()[1] <= handles + 8)
+    until(lambda: not any("job-" in path.name for path in jobs.iterdir()))
+    assert processes() <= before
 
 
 def test_aws_cli_runs_with_environment_variables_alone(aws, tmp_path, three_jobs):

@@ -99,7 +99,10 @@ def start_tuning(cloud, name, limit, trials):
         HyperParameterTuningJobConfig={
             "Strategy": "Random",
             "HyperParameterTuningJobObjective": {"Type": "Maximize", "MetricName": "score"},
-            "ResourceLimits": {"MaxNumberOfTrainingJobs": trials, "MaxParallelTrainingJobs": min(2, trials)},
+            "ResourceLimits": {
+                "MaxNumberOfTrainingJobs": trials,
+                "MaxParallelTrainingJobs": min(2, trials),
+            },
             "ParameterRanges": ranges,
         },
         TrainingJobDefinition={
