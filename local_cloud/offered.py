@@ -248,7 +248,7 @@ TRANSFORM = {
     ),
     "DescribeTransformJob": Operation(DESCRIBES_REQUEST),
     "ListTransformJobs": Operation(LISTS),
-    "StopTransformJob": Operation("Stops it; what has been answered is uploaded."),
+    "StopTransformJob": Operation("Stops it; the answers to objects that were through stay in S3."),
 }
 
 TAGS = {
@@ -264,15 +264,19 @@ RUNTIME = {
             "EndpointName Body ContentType Accept CustomAttributes TargetVariant "
             "TargetContainerHostname InferenceId"
         ),
+        ignores=members("PrefixAwareId"),
         refuses=("Multi-model endpoints, inference components, explanations, sessions.",),
     ),
     "InvokeEndpointAsync": Operation(
         "Queues one request; its answer becomes an object in S3.",
         uses=members(
-            "EndpointName InputLocation ContentType Accept CustomAttributes InferenceId "
-            "RequestTTLSeconds InvocationTimeoutSeconds"
+            "EndpointName InputLocation Body ContentType Accept CustomAttributes InferenceId "
+            "RequestTTLSeconds InvocationTimeoutSeconds S3OutputPathExtension Filename"
         ),
         differs=("Nothing is sent to SNS.",),
+    ),
+    "InvokeEndpointWithResponseStream": Operation(
+        "Refused: the inference toolkit does not stream answers either."
     ),
 }
 
