@@ -150,8 +150,9 @@ def raw_sagemaker(tmp_path_factory):
         return answer.status, json.loads(answer.data)
 
     yield send
-    assert (home / "server.log").read_text() == ""
+    complaints = (home / "server.log").read_text()
     command_line(home, "reset")
+    assert complaints == ""
 
 
 OPERATIONS = st.sampled_from(
