@@ -10,6 +10,7 @@ import signal
 import socket
 import sqlite3
 import threading
+import time
 
 from werkzeug import Request, Response
 from werkzeug.exceptions import RequestEntityTooLarge
@@ -25,6 +26,7 @@ from local_cloud.instance import (
     end_processes,
     home_folder,
     processes_of,
+    read_instance,
     write_instance,
 )
 
@@ -55,6 +57,7 @@ MAX_BODY = 1 << 30  # 1 GiB; the clients upload larger objects in parts of 8 MiB
 MAX_STRANGE_BODY = 1 << 20  # Of requests that do not even name the access key.
 MAX_DRAINED = 64 << 20  # Of a refused body that is read and thrown away,
 DRAIN_SECONDS = 1  # unless nothing of it comes for so long.
+HOME_SECONDS = 2  # Between two looks at whether the home is still there.
 BODY_READ = "local_cloud.body_read"  # Set in the environment of a request.
 log = logging.getLogger(__name__)
 
@@ -269,12 +272,20 @@ def serve(port, region, work_folder):
     application.cloud.restore()
     signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown).start())
     write_instance(home_folder(), instance)
+    threading.Thread(target=shut_down_once_forgotten, args=(server, instance), daemon=True).start()
     server.serve_forever(poll_interval=0.1)
     application.cloud.halt()
     # `stop` does this, too; a plain SIGTERM must not leave the jobs behind either.
     end_processes([p for p in processes_of(instance.name) if p.pid != instance.pid], grace=2)
     shutil.rmtree(work_folder, ignore_errors=True)
     disk.close()
+
+
+def shut_down_once_forgotten(server, instance):
+    """End the server when its home is removed: no `stop` could find it any more."""
+    while read_instance(home_folder()) == instance:
+        time.sleep(HOME_SECONDS)
+    server.shutdown()
 
 
 class ApplicationSlot:

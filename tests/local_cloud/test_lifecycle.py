@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -195,6 +196,15 @@ def test_sigterm_to_the_server_ends_its_children(own_home):
     os.kill(cloud.server["pid"], signal.SIGTERM)
     until(lambda: not alive(children))
     until(lambda: not Path(cloud.server["work_folder"]).exists())
+
+
+def test_a_server_whose_home_is_removed_ends_with_its_jobs(own_home):
+    cloud = start(own_home)
+    name = cloud.start_training("import time; print('up', flush=True); time.sleep(600)")
+    until(lambda: "up" in cloud.training_lines(name))
+    shutil.rmtree(own_home)
+    until(lambda: not processes_with("LOCAL_CLOUD_INSTANCE", cloud.server["name"]))
+    assert port_is_free(cloud)
 
 
 @pytest.mark.parametrize("command", ["start", "stop"])
