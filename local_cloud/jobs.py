@@ -1,4 +1,4 @@
-"""What training and processing jobs have in common: a record, a thread, a cluster, a log."""
+"""What jobs have in common: operations on their records; a thread, a cluster and a log each."""
 
 import os
 import re
@@ -10,6 +10,7 @@ from pathlib import Path
 
 from local_cloud.cluster import Cluster
 from local_cloud.errors import JobFailed, ServiceError
+from local_cloud.store import arn, now, page
 
 FINAL = ("Completed", "Failed", "Stopped")
 MAX_REASON = 1024  # Characters of FailureReason; the service's own limit.
@@ -30,18 +31,33 @@ KILLED = re.compile(r"died with <Signals\.(\w+)")
 
 
 class Jobs:
-    """The operations that training and processing jobs have in common.
+    """The operations that training, processing and transform jobs have in common.
 
     Attributes:
+        kind: as it begins the names of their fields, `TrainingJob`.
+        arn_kind: as it stands in their ARNs, `training-job`.
+        summary: the fields of an entry of their List call.
         jobs: the `Job` of every job that runs, and of those that have just ended; all that the
             answers say comes from the store.
     """
 
     kind = ""
+    arn_kind = ""
+    summary = ()
 
     def __init__(self, store, aws):
         self.store, self.aws = store, aws
         self.jobs = {}
+
+    def keep(self, record, tags, region):
+        """Store the record of a new job that is in progress from now on; its ARN, as an answer."""
+        name, arn_field = record[f"{self.kind}Name"], f"{self.kind}Arn"
+        record[arn_field] = arn(region, self.arn_kind, name)
+        record[f"{self.kind}Status"] = "InProgress"
+        record.update(CreationTime=now(), LastModifiedTime=now())
+        self.store.add(self.kind, name, record)
+        self.store.set_tags(record[arn_field], tags)
+        return {arn_field: record[arn_field]}
 
     def launch(self, name, job):
         """Start a new job, and forget those that ended a while ago."""
@@ -56,6 +72,12 @@ class Jobs:
     def describe(self, params, region):
         return self.store.get(self.kind, params[f"{self.kind}Name"])
 
+    def list(self, params, region):
+        names = (f"{self.kind}Name", f"{self.kind}Status")
+        summaries, token = page(self.store.all(self.kind), params, *names, self.summary)
+        answer = {f"{self.kind}Summaries": summaries}
+        return {**answer, "NextToken": token} if token else answer
+
     def stop(self, params, region):
         name = params[f"{self.kind}Name"]
         job = self.jobs.get(name)
@@ -69,10 +91,20 @@ class Jobs:
         delete_finished(self.store, self.kind, name)
         self.jobs.pop(name, None)
 
-    def unfinished(self):
-        """The records of jobs that have not ended."""
-        records = self.store.all(self.kind)
-        return [record for record in records if record[f"{self.kind}Status"] not in FINAL]
+    def recover(self):
+        """Mark the jobs that were running when the server ended as failed.
+
+        To be called once, before the first request.
+        """
+        for record in self.store.all(self.kind):
+            if record[f"{self.kind}Status"] not in FINAL:
+                self.store.edit(self.kind, record[f"{self.kind}Name"], self.lose)
+
+    def lose(self, record):
+        """Let a record say that its job was lost."""
+        record[f"{self.kind}Status"] = "Failed"
+        record[f"{self.kind.removesuffix('Job')}EndTime"] = now()
+        record["FailureReason"] = LOST
 
 
 class Job:

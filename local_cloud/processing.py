@@ -12,8 +12,8 @@ from local_cloud.cluster import check_count, threads_each
 from local_cloud.container import OPT_ML
 from local_cloud.errors import invalid
 from local_cloud.images import check_image, mapped_command
-from local_cloud.jobs import DAY, LOST, Job, Jobs, reason_of
-from local_cloud.store import arn, now, page
+from local_cloud.jobs import DAY, Job, Jobs, reason_of
+from local_cloud.store import now
 
 KIND = "ProcessingJob"
 SOURCES = "sourcedir.tar.gz"  # What the SDK's FrameworkProcessor calls the code it sends.
@@ -33,7 +33,7 @@ SUMMARY = (
 class Processing(Jobs):
     """The operations on processing jobs."""
 
-    kind = KIND
+    kind, arn_kind, summary = KIND, "processing-job", SUMMARY
 
     def __init__(self, store, aws):
         super().__init__(store, aws)
@@ -49,36 +49,9 @@ class Processing(Jobs):
         name = params["ProcessingJobName"]
         check(params)
         record = {key: value for key, value in params.items() if key != "Tags"}
-        record.update(
-            ProcessingJobArn=arn(region, "processing-job", name),
-            ProcessingJobStatus="InProgress",
-            CreationTime=now(),
-            LastModifiedTime=now(),
-        )
-        self.store.add(KIND, name, record)
-        self.store.set_tags(record["ProcessingJobArn"], params.get("Tags"))
+        answer = self.keep(record, params.get("Tags"), region)
         self.launch(name, ProcessingJob(self.store, self.aws, name, region))
-        return {"ProcessingJobArn": record["ProcessingJobArn"]}
-
-    def list(self, params, region):
-        names = ("ProcessingJobName", "ProcessingJobStatus")
-        summaries, token = page(self.store.all(KIND), params, *names, SUMMARY)
-        answer = {"ProcessingJobSummaries": summaries}
-        return {**answer, "NextToken": token} if token else answer
-
-    def recover(self):
-        """Mark the jobs that were running when the server ended as failed.
-
-        To be called once, before the first request.
-        """
-        for record in self.unfinished():
-            self.store.change(
-                KIND,
-                record["ProcessingJobName"],
-                ProcessingJobStatus="Failed",
-                FailureReason=LOST,
-                ProcessingEndTime=now(),
-            )
+        return answer
 
 
 def check(params):

@@ -26,8 +26,8 @@ from local_cloud.cluster import check_count, free_port, resource_config, threads
 from local_cloud.container import OPT_ML
 from local_cloud.errors import ServiceError, invalid
 from local_cloud.images import check_image, description, mapped_command
-from local_cloud.jobs import DAY, FINAL, LOST, Job, Jobs, merge, reason_of
-from local_cloud.store import arn, now, page
+from local_cloud.jobs import DAY, FINAL, Job, Jobs, merge, reason_of
+from local_cloud.store import now
 
 KIND = "TrainingJob"
 MAX_RUNTIME = 28 * DAY  # Seconds; the service's own limit.
@@ -92,7 +92,7 @@ NEEDS = "neither a ContainerEntrypoint nor the hyperparameter sagemaker_program"
 class Training(Jobs):
     """The operations on training jobs."""
 
-    kind = KIND
+    kind, arn_kind, summary = KIND, "training-job", SUMMARY
 
     def __init__(self, store, aws):
         super().__init__(store, aws)
@@ -120,28 +120,16 @@ class Training(Jobs):
         record.setdefault("HyperParameters", {})
         image = params["AlgorithmSpecification"]["TrainingImage"]
         record.update(
-            TrainingJobArn=arn(region, "training-job", name),
-            TrainingJobStatus="InProgress",
             SecondaryStatusTransitions=[],
             ModelArtifacts={"S3ModelArtifacts": artifact(params, "model")},
-            CreationTime=now(),
-            LastModifiedTime=now(),
         )
         enter(record, "Starting", description(image))
         record.setdefault("EnableManagedSpotTraining", False)
         if tuning_job_arn:
             record["TuningJobArn"] = tuning_job_arn
-        self.store.add(KIND, name, record)
-        self.store.set_tags(record["TrainingJobArn"], params.get("Tags"))
+        answer = self.keep(record, params.get("Tags"), region)
         self.launch(name, TrainingJob(self.store, self.aws, name, region, cpus, on_metric))
-        return {"TrainingJobArn": record["TrainingJobArn"]}
-
-    def list(self, params, region):
-        records = self.store.all(KIND)
-        names = ("TrainingJobName", "TrainingJobStatus")
-        summaries, token = page(records, params, *names, SUMMARY)
-        answer = {"TrainingJobSummaries": summaries}
-        return {**answer, "NextToken": token} if token else answer
+        return answer
 
     def interrupt(self, params, region):
         """Take the instances of a managed spot job away, as AWS does for want of capacity.
@@ -155,26 +143,12 @@ class Training(Jobs):
             raise not_interruptible(record)
         job.interrupt()
 
-    def recover(self):
-        """Mark the jobs that were running when the server ended as failed.
-
-        To be called once, before the first request.
-        """
-        for record in self.unfinished():
-            self.store.edit(KIND, record["TrainingJobName"], fail_lost)
-
-
-def fail_lost(record):
-    """Let a record say that its job was lost."""
-    end = now()
-    started = record.get("TrainingStartTime", end)
-    enter(record, "Failed")
-    record.update(
-        TrainingJobStatus="Failed",
-        FailureReason=LOST,
-        TrainingEndTime=end,
-        **times(record, (end - started).total_seconds()),
-    )
+    def lose(self, record):
+        super().lose(record)
+        end = record["TrainingEndTime"]
+        started = record.get("TrainingStartTime", end)
+        enter(record, "Failed")
+        record.update(times(record, (end - started).total_seconds()))
 
 
 def artifact(request, kind):

@@ -14,14 +14,14 @@ from botocore.exceptions import ClientError
 from local_cloud.aws import LogStream, split_uri
 from local_cloud.errors import JobFailed, ServiceError, invalid
 from local_cloud.hosting import MODEL
+from local_cloud.jobs import MAX_REASON, Jobs, begin_stopping
 from local_cloud.json_path import PathError
 from local_cloud.records import CSV_TYPES, DataProcessing, batch, split
 from local_cloud.serving import NoAnswer, TimedOut, make_instance
-from local_cloud.store import arn, now, page
+from local_cloud.store import now
 
 KIND = "TransformJob"
 LOG_GROUP = "/aws/sagemaker/TransformJobs"
-FINAL = ("Completed", "Failed", "Stopped")
 PAYLOAD_MB = 6  # The service's own default for MaxPayloadInMB.
 MAX_PAYLOAD_MB = 100  # Its limit for MaxPayloadInMB times MaxConcurrentTransforms.
 TIMEOUT = 600  # Seconds; its default for InvocationsTimeoutInSeconds.
@@ -29,8 +29,6 @@ RETRIES = 3  # Its default for InvocationsMaxRetries.
 RETRY_PAUSE = 0.5  # Seconds.
 MAX_INSTANCES = 4  # Processes of one job; each may hold a whole model in memory.
 MAX_REQUESTS = 32  # At once, whatever MaxConcurrentTransforms says.
-MAX_REASON = 1024
-LOST = "InternalServerError: the local cloud ended while the job ran; start the job again."
 SUMMARY = (
     "TransformJobName",
     "TransformJobArn",
@@ -43,12 +41,13 @@ SUMMARY = (
 log = logging.getLogger(__name__)
 
 
-class Transform:
+class Transform(Jobs):
     """The operations on transform jobs."""
 
+    kind, arn_kind, summary = KIND, "transform-job", SUMMARY
+
     def __init__(self, store, aws):
-        self.store, self.aws = store, aws
-        self.jobs = {}
+        super().__init__(store, aws)
         self.operations = {
             "CreateTransformJob": self.create,
             "DescribeTransformJob": self.describe,
@@ -61,48 +60,14 @@ class Transform:
         check(params)
         model = self.store.get(MODEL, params["ModelName"])
         record = {key: value for key, value in params.items() if key != "Tags"}
-        record.update(
-            TransformJobArn=arn(region, "transform-job", name),
-            TransformJobStatus="InProgress",
-            CreationTime=now(),
-            LastModifiedTime=now(),
-        )
-        self.store.add(KIND, name, record)
-        self.store.set_tags(record["TransformJobArn"], params.get("Tags"))
-        job = TransformJob(self.store, self.aws, params, model, region, self.forget)
-        self.jobs[name] = job
-        job.start()
-        return {"TransformJobArn": record["TransformJobArn"]}
+        answer = self.keep(record, params.get("Tags"), region)
+        self.launch(name, TransformJob(self.store, self.aws, params, model, region))
+        return answer
 
     def describe(self, params, region):
-        record = self.store.get(KIND, params["TransformJobName"])
+        record = super().describe(params, region)
         del record["LastModifiedTime"]  # Only the summaries have it.
         return record
-
-    def forget(self, name):
-        self.jobs.pop(name, None)
-
-    def list(self, params, region):
-        names = ("TransformJobName", "TransformJobStatus")
-        summaries, token = page(self.store.all(KIND), params, *names, SUMMARY)
-        answer = {"TransformJobSummaries": summaries}
-        return {**answer, "NextToken": token} if token else answer
-
-    def stop(self, params, region):
-        name = params["TransformJobName"]
-        message = f"The request was rejected because the {KIND} is in status {{status}}."
-        self.store.begin(KIND, name, "Stopping", FINAL, message)
-        job = self.jobs.get(name)
-        if job is not None:
-            job.stop()
-
-    def recover(self):
-        """Say, after a restart of the server, which jobs it took down with it."""
-        for record in self.store.all(KIND):
-            if record["TransformJobStatus"] not in FINAL:
-                fields = {"TransformJobStatus": "Failed", "FailureReason": LOST}
-                name = record["TransformJobName"]
-                self.store.change(KIND, name, TransformEndTime=now(), **fields)
 
 
 def check(params):
@@ -171,11 +136,11 @@ class TransformJob:
     Args:
         params: the request.
         model: the record of its model.
-        on_end: called with the name at the end.
     """
 
-    def __init__(self, store, aws, params, model, region, on_end):
-        self.store, self.aws, self.params, self.on_end = store, aws, params, on_end
+    def __init__(self, store, aws, params, model, region):
+        self.store, self.aws, self.params = store, aws, params
+        self.ended_at = None  # By the clock of `time.monotonic`.
         self.name = params["TransformJobName"]
         self.processing = processing_of(params)
         self.stopping = threading.Event()
@@ -195,7 +160,12 @@ class TransformJob:
         self._thread.start()
 
     def stop(self):
-        """End the job soon; what it has written stays."""
+        """End the job soon; what it has written stays.
+
+        Raises:
+            ServiceError: it has ended already.
+        """
+        begin_stopping(self.store, KIND, self.name)
         self.stopping.set()
         for instance in self.instances:
             for container in instance.containers:
@@ -217,7 +187,7 @@ class TransformJob:
             for instance in self.instances:
                 instance.close()
         self.finish(status, reason)
-        self.on_end(self.name)
+        self.ended_at = time.monotonic()
 
     def finish(self, status, reason):
         """Write the final status; a job that was asked to stop has stopped, whatever it met."""
