@@ -111,7 +111,7 @@ class LocalAws:
                 raise JobFailed(f"ClientError: Data download failed: {key!r}: {error}") from error
 
     def _download_object(self, bucket, key, target):
-        """Write one object to the path `target`, straight from moto's memory.
+        """Write one object to the path `target`, straight from moto, without a request.
 
         A request to this very process takes about 10 ms, so a channel of some thousand pictures
         would take a minute.

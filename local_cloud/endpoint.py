@@ -8,6 +8,7 @@ from local_cloud import data_capture
 from local_cloud.asynchronous import AsyncQueue
 from local_cloud.data_capture import DataCapture
 from local_cloud.errors import JobFailed
+from local_cloud.jobs import MAX_REASON
 from local_cloud.serving import NoAnswer, definitions
 from local_cloud.store import now
 from local_cloud.variants import Variant, choose, in_parallel
@@ -15,7 +16,6 @@ from local_cloud.variants import Variant, choose, in_parallel
 ENDPOINT = "Endpoint"
 INVOCATION_TIMEOUT = 60  # Seconds; the service's own limit for a real-time answer.
 TIMEOUT_VARIABLES = ("SAGEMAKER_MODEL_SERVER_TIMEOUT", "SAGEMAKER_MODEL_SERVER_TIMEOUT_SECONDS")
-MAX_REASON = 1024  # Characters of FailureReason; the service's own limit.
 log = logging.getLogger(__name__)
 
 

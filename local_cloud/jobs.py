@@ -31,7 +31,7 @@ KILLED = re.compile(r"died with <Signals\.(\w+)")
 
 
 class Jobs:
-    """The operations that training, processing and transform jobs have in common.
+    """The operations that jobs of all kinds have in common.
 
     Attributes:
         kind: as it begins the names of their fields, `TrainingJob`.

@@ -93,9 +93,11 @@ class Mirror:
         Raises:
             ServiceError: the disk is full, or cannot be written for another reason.
         """
+        if caller.service == "s3" and request.method in ("GET", "HEAD"):
+            return
         try:
             with self._lock:
-                if caller.service == "s3" and request.method not in ("GET", "HEAD"):
+                if caller.service == "s3":
                     self._record_s3(request, body)
                 elif caller.service == "iam":
                     self._record_iam(request, body)

@@ -2,8 +2,8 @@
 
 from local_cloud import trials
 from local_cloud.autotune import fill_in
-from local_cloud.jobs import FINAL, LOST, begin_stopping, delete_finished
-from local_cloud.store import arn, cut, now, page
+from local_cloud.jobs import Jobs
+from local_cloud.store import cut, now, page
 from local_cloud.trials import OBJECTIVE_VALUE
 from local_cloud.trials import TUNING_KIND as KIND
 from local_cloud.tuning_job import TuningJob
@@ -28,12 +28,14 @@ HIDDEN = ("Strategy", "ResourceLimits", trials.NAMES)
 DEFAULTS = {"SortBy": "Name", "SortOrder": "Ascending", "MaxResults": 10}
 
 
-class Tuning:
+class Tuning(Jobs):
     """The operations on tuning jobs."""
 
+    kind, arn_kind, summary = KIND, "hyper-parameter-tuning-job", SUMMARY
+
     def __init__(self, store, aws, training):
-        self.store, self.aws, self.training = store, aws, training
-        self.jobs = {}  # Those at work; all that is answered comes from the store.
+        super().__init__(store, aws)
+        self.training = training
         self.operations = {
             "CreateHyperParameterTuningJob": self.create,
             "DescribeHyperParameterTuningJob": self.describe,
@@ -43,18 +45,10 @@ class Tuning:
             "DeleteHyperParameterTuningJob": self.delete,
         }
 
-    def recover(self):
-        """Mark as failed what a former server left unfinished; call it once, when one starts.
-
-        Training jobs should have been recovered before: this counts how they ended.
-        """
-        for record in self.store.all(KIND):
-            if record[f"{KIND}Status"] in FINAL:
-                continue
-            fields = {f"{KIND}Status": "Failed", "HyperParameterTuningEndTime": now()}
-            fields["FailureReason"] = LOST
-            fields.update(trials.overview(self.store, record))
-            self.store.change(KIND, record[f"{KIND}Name"], **fields)
+    def lose(self, record):
+        # Training jobs have been recovered before: this counts how they ended.
+        super().lose(record)
+        record.update(trials.overview(self.store, record))
 
     def create(self, params, region):
         name = params[f"{KIND}Name"]
@@ -66,37 +60,26 @@ class Tuning:
         record = {key: value for key, value in kept.items() if key != "Tags"}
         config = record[f"{KIND}Config"]
         record.update(
-            HyperParameterTuningJobArn=arn(region, "hyper-parameter-tuning-job", name),
-            HyperParameterTuningJobStatus="InProgress",
-            CreationTime=now(),
-            LastModifiedTime=now(),
             Strategy=config["Strategy"],
             ResourceLimits=config["ResourceLimits"],
             TrainingJobNames=[],
             **trials.counters([]),
         )
-        self.store.add(KIND, name, record)
-        self.store.set_tags(record["HyperParameterTuningJobArn"], params.get("Tags"))
+        answer = self.keep(record, params.get("Tags"), region)
         job = TuningJob(
             self.store, self.training, name, region, on_end=lambda: self.jobs.pop(name, None)
         )
         self.jobs[name] = job
         job.start()
-        return {"HyperParameterTuningJobArn": record["HyperParameterTuningJobArn"]}
+        return answer
 
     def describe(self, params, region):
-        record = self.store.get(KIND, params[f"{KIND}Name"])
+        record = super().describe(params, region)
         end = record.get("HyperParameterTuningEndTime") or now()
         seconds = int((end - record["CreationTime"]).total_seconds())
         for field in HIDDEN:
             del record[field]
         return {**record, "ConsumedResources": {"RuntimeInSeconds": seconds}}
-
-    def list(self, params, region):
-        names = (f"{KIND}Name", f"{KIND}Status")
-        summaries, token = page(self.store.all(KIND), params, *names, SUMMARY)
-        answer = {"HyperParameterTuningJobSummaries": summaries}
-        return {**answer, "NextToken": token} if token else answer
 
     def list_training_jobs(self, params, region):
         found = trials.summaries(self.store, self.store.get(KIND, params[f"{KIND}Name"]))
@@ -109,17 +92,9 @@ class Tuning:
         answer = {"TrainingJobSummaries": found}
         return {**answer, "NextToken": token} if token else answer
 
-    def stop(self, params, region):
-        name = params[f"{KIND}Name"]
-        job = self.jobs.get(name)
-        if job is not None:
-            job.stop()
-        else:  # It has ended, or never existed.
-            begin_stopping(self.store, KIND, name)
-
     def delete(self, params, region):
         record = self.store.get(KIND, params[f"{KIND}Name"])
-        delete_finished(self.store, KIND, params[f"{KIND}Name"])
+        super().delete(params, region)
         trials.remove_all(self.store, record)
 
 
