@@ -2,13 +2,14 @@
 
     python hpo.py --train data/train --valid data/valid --lr 0.1 --batch-size 128
     python hpo.py --train data/train --valid data/valid --train-share 0.1 --epochs 2
+    python hpo.py --train data/dogs --valid data/dogs_valid --features build/features
     python hpo.py --dry-run                                                     # one step
 
 It trains like train_model.py, on a share of the training pictures and for fewer epochs, and
 prints the same lines. A search maximises valid_accuracy, or best_valid_accuracy of the last line:
 
     epoch=3 train_loss=0.3102 train_accuracy=0.8891 valid_loss=0.2911 valid_accuracy=0.8950 \
-lr=0.01 seconds=12.3
+lr=0.01 seconds=12.3 data_seconds=0.4
     best_epoch=3 best_valid_accuracy=0.8950 best_valid_loss=0.2911
 
 No model is kept, and the test pictures are never read: whoever chooses by them cannot measure
@@ -20,19 +21,21 @@ import sys
 
 import torch
 
+from vision.arguments import add_arguments
 from vision.cli import ArgumentParser, add_dry_run, ranged, run
-from vision.data import Split
-from vision.training import StopRequest, add_arguments, fit, load_data, new_classifier
+from vision.distributed import Group
+from vision.setup import prepare
+from vision.training import StopRequest, Trainer
 
 
 def get_args_parser() -> ArgumentParser:
     parser = ArgumentParser(__doc__)
-    recipe = add_arguments(parser, epochs=4)
+    recipe = add_arguments(parser)
     recipe.add_argument(
         "--train-share",
         type=ranged(float, 0.001, 1),
-        default=0.25,
-        help="share of the training pictures of each class that a trial learns from",
+        help="share of the training pictures of each class that a trial learns from; otherwise "
+        "1 with a frozen backbone and less without",
     )
     add_dry_run(parser, "train one step on a few pictures")
     return parser
@@ -40,25 +43,27 @@ def get_args_parser() -> ArgumentParser:
 
 def main(args: argparse.Namespace) -> None:
     stop = StopRequest().listen()
-    torch.manual_seed(args.seed)
+    group = Group.join()
     if args.dry_run:
         args.epochs, args.train_share = 1, 1.0
-    train, valid = load_data(args)
-    train = stratified_share(train, args.train_share, args.seed)
-    fit(new_classifier(args, train), train, valid, args, stop)
+    setup = prepare(args, print if group.is_main else lambda line: None)
+    train = setup.train.subset(stratified_share(setup.train.labels, args.train_share, args.seed))
+    trainer = Trainer(args, setup.module, train, setup.valid, group, stop)
+    trainer.fit(lambda row: None, setup.data_hash)
     if stop:
-        print("stopped by SIGTERM", flush=True)
+        trainer.say("stopped by SIGTERM")
+    group.leave()
 
 
-def stratified_share(split: Split, share: float, seed: int) -> Split:
-    """Return a random share of each class, at least two pictures of every one that has two."""
+def stratified_share(labels: torch.Tensor, share: float, seed: int) -> torch.Tensor:
+    """Return the numbers of a random share of each class, of at least two pictures where it can."""
     generator = torch.Generator().manual_seed(seed)
     chosen = []
-    for label in split.labels.unique():
-        members = (split.labels == label).nonzero().flatten()
+    for label in labels.unique():
+        members = (labels == label).nonzero().flatten()
         count = max(2, round(share * len(members)))
         chosen.append(members[torch.randperm(len(members), generator=generator)[:count]])
-    return split.subset(torch.cat(chosen).sort().values)
+    return torch.cat(chosen).sort().values
 
 
 if __name__ == "__main__":

@@ -1,22 +1,28 @@
 """Train an image classifier: the full training job, on SageMaker or by hand.
 
     python train_model.py --train data/train --valid data/valid
-    python train_model.py --train data/train --valid data/valid --augment shift-flip
+    python train_model.py --train data/train --valid data/valid --augment shift,flip
     python train_model.py --train data/train --valid data/valid --epochs 3      # one minute
-    python train_model.py --train data/dogs --valid data/dogs_valid --model resnet18 --lr 0.05
+    python train_model.py --train data/dogs --valid data/dogs_valid             # photos: a
+        # pretrained network whose last layer is trained, in seconds
+    python train_model.py --train data/dogs --valid data/dogs_valid --recipe photos-all
+    torchrun --nproc-per-node 2 train_model.py --train data/train --valid data/valid
     python train_model.py --dry-run                                             # one step
 
 Every epoch prints one line, which is also a row of <output-data-dir>/history.csv:
 
     epoch=3 train_loss=0.3102 train_accuracy=0.8891 valid_loss=0.2911 valid_accuracy=0.8950 \
-lr=0.01 seconds=12.3
+lr=0.01 seconds=12.3 data_seconds=0.4
 
 and the end is best_epoch=7 best_valid_accuracy=0.9210 best_valid_loss=0.2250. The weights of the
 best epoch go to <model-dir>: model.safetensors, model.json and code/, what inference.py needs.
-SIGTERM (SageMaker's stop) ends the training after the current step and still saves them.
+SIGTERM (SageMaker's stop) ends the training after the current step and still saves them. With
+--checkpoint-dir a training that was cut short, also by kill -9, goes on where it was and ends
+with the weights that it would have had.
 """
 
 import argparse
+import hashlib
 import os
 import sys
 import time
@@ -26,18 +32,13 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from vision.classifier import Classifier, fit_temperature
+from vision.arguments import add_arguments
+from vision.calibration import choose_threshold, fit_temperature
+from vision.classifier import Classifier
 from vision.cli import ArgumentParser, add_dry_run, ranged, run
-from vision.data import Split
-from vision.training import (
-    HistoryWriter,
-    StopRequest,
-    add_arguments,
-    evaluate,
-    fit,
-    load_data,
-    new_classifier,
-)
+from vision.distributed import Group
+from vision.setup import Setup, prepare
+from vision.training import HistoryWriter, StopRequest, Trainer, evaluate
 
 HERE = Path(__file__).resolve().parent
 # What the endpoint needs, and under which name inside the artifact's code/.
@@ -46,18 +47,24 @@ CODE = (
     (HERE / "vision", "vision"),
     (HERE / "requirements-inference.txt", "requirements.txt"),
 )
-PLACES = ("train", "valid", "model_dir", "output_data_dir", "dry_run")
+PLACES = ("train", "valid", "features", "model_dir", "output_data_dir", "checkpoint_dir")
 
 
 def get_args_parser() -> ArgumentParser:
     parser = ArgumentParser(__doc__)
-    # 14 epochs of Fashion-MNIST's 54,000 pictures take four minutes on two cores.
-    recipe = add_arguments(parser, epochs=14)
-    recipe.add_argument(
+    add_arguments(parser)
+    answers = parser.add_argument_group("answers").add_mutually_exclusive_group()
+    answers.add_argument(
         "--threshold",
         type=ranged(float, 0, 1),
         default=0.0,
         help="confidence under which the endpoint gives no label; 0 always gives one",
+    )
+    answers.add_argument(
+        "--wanted-precision",
+        type=ranged(float, 0, 1),
+        help="choose that threshold on the validation pictures, so that this share of the labels "
+        "that are given is right",
     )
     places = parser.add_argument_group("results")
     places.add_argument(
@@ -77,47 +84,80 @@ def get_args_parser() -> ArgumentParser:
 def main(args: argparse.Namespace) -> None:
     start = time.perf_counter()
     stop = StopRequest().listen()
-    torch.manual_seed(args.seed)
+    group = Group.join()
     if args.dry_run:
         args.epochs = 1
-    # Before the training, so that a place that cannot be written is known before an hour is over.
-    on_epoch = HistoryWriter(Path(args.output_data_dir))
-    Path(args.model_dir).mkdir(parents=True, exist_ok=True)
+    on_epoch = ignore
+    if group.is_main:
+        # Before the training, so that a place that cannot be written is known before an hour.
+        on_epoch = HistoryWriter(Path(args.output_data_dir))
+        Path(args.model_dir).mkdir(parents=True, exist_ok=True)
 
-    train, valid = load_data(args)
-    classifier = new_classifier(args, train)
-    best = fit(classifier, train, valid, args, stop, on_epoch)
-    describe(classifier, train, valid, args)
-    classifier.facts["best_epoch"] = best.metrics.get("epoch", 0)
-    classifier.facts["seconds"] = round(time.perf_counter() - start, 1)
-    classifier.save(args.model_dir, CODE)
-    if stop:
-        which = f"of epoch {best.metrics['epoch']}" if best.metrics else "of the current step"
-        print(f"stopped by SIGTERM: saved the weights {which}", flush=True)
-    print(f"saved the model to {args.model_dir}", flush=True)
+    setup = prepare(args, print if group.is_main else ignore)
+    trainer = Trainer(args, setup.module, setup.train, setup.valid, group, stop)
+    best = trainer.fit(on_epoch, setup.data_hash)
+    logits = trainer.valid_logits()
+    if group.is_main:
+        describe(setup, logits, args)
+        setup.classifier.facts["best_epoch"] = best.metrics.get("epoch", 0)
+        setup.classifier.facts["processes"] = group.size
+        setup.classifier.facts["seconds"] = round(time.perf_counter() - start, 1)
+        setup.classifier.save(args.model_dir, CODE)
+        if stop:
+            which = f"of epoch {best.metrics['epoch']}" if best.metrics else "of the current step"
+            print(f"stopped by SIGTERM: saved the weights {which}", flush=True)
+        print(f"saved the model to {args.model_dir}", flush=True)
+    group.leave()
 
 
-def describe(classifier: Classifier, train: Split, valid: Split, args: argparse.Namespace) -> None:
-    """Fit the temperature and note what the classifier reaches and where it comes from.
+def describe(setup: Setup, logits: torch.Tensor, args: argparse.Namespace) -> None:
+    """Fit temperature and threshold and note what the classifier reaches and where it comes from.
 
-    The metrics are those of the weights that are saved, in float32, on the validation pictures.
+    The metrics are those of the weights that are saved, in float32, on the validation pictures,
+    whose logits (N, classes) these are.
     """
-    logits = classifier.logits(valid.images)
-    classifier.temperature = fit_temperature(logits, valid.labels)
+    classifier, labels = setup.classifier, setup.valid.labels
+    classifier.temperature = fit_temperature(logits, labels)
     classifier.threshold = args.threshold
-    calibrated = F.cross_entropy(logits / classifier.temperature, valid.labels).item()
-    hyperparameters = {key: value for key, value in vars(args).items() if key not in PLACES}
-    classifier.facts = {
-        "metrics": {**evaluate(classifier, valid), "valid_loss_calibrated": calibrated},
-        "data_hash": train.data_hash,
-        "train_pictures": len(train),
-        "valid_pictures": len(valid),
-        "hyperparameters": hyperparameters,
+    calibrated = F.cross_entropy(logits / classifier.temperature, labels).item()
+    counts = torch.bincount(setup.train.labels, minlength=len(classifier.class_names))
+    classifier.facts |= {
+        "metrics": {**evaluate(logits, labels), "valid_loss_calibrated": calibrated},
+        "data_hash": setup.data_hash,
+        "train_pictures": len(setup.train),
+        "train_counts": dict(zip(classifier.class_names, counts.tolist(), strict=True)),
+        "valid_pictures": len(setup.valid),
+        "hyperparameters": {k: v for k, v in vars(args).items() if k not in (*PLACES, "dry_run")},
+        "code_hash": code_hash(),
         "versions": {
             "python": sys.version.split()[0],
             **{name: version(name) for name in ("torch", "torchvision", "safetensors", "pillow")},
         },
     }
+    if args.wanted_precision is not None:
+        probabilities = torch.softmax(logits.double() / classifier.temperature, dim=1)
+        wanted = args.wanted_precision
+        threshold, coverage, precision = choose_threshold(probabilities, labels, wanted)
+        classifier.threshold = threshold
+        classifier.facts["abstention"] = {
+            "wanted_precision": wanted,
+            "threshold": threshold,
+            "coverage": coverage,
+            "precision": precision,
+        }
+        print(f"threshold={threshold:.4f} coverage={coverage:.4f} precision={precision:.4f}")
+
+
+def code_hash() -> str:
+    """Return the SHA-256 over this script and the modules that it shares, by name and content."""
+    total = hashlib.sha256()
+    for path in (Path(__file__), *sorted((HERE / "vision").glob("*.py"))):
+        total.update(path.name.encode() + b"\0" + path.read_bytes())
+    return total.hexdigest()
+
+
+def ignore(_: object) -> None:
+    """Print or write nothing: the main process does that for all."""
 
 
 if __name__ == "__main__":

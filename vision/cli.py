@@ -45,17 +45,22 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
         return action.help if action.default is None else super()._get_help_string(action)
 
 
-def add_dry_run(parser: ArgumentParser, what: str) -> None:
-    """Add --dry-run; as a SageMaker hyperparameter it comes with a value, by hand without."""
+def add_switch(parser: argparse._ActionsContainer, flag: str, default: bool | None, what: str):
+    """Add a flag that as a SageMaker hyperparameter comes with a value, by hand without."""
     parser.add_argument(
-        "--dry-run",
+        flag,
         nargs="?",
         type=_true_or_false,
         const=True,
-        default=False,
+        default=default,
         metavar="true|false",
         help=what,
     )
+
+
+def add_dry_run(parser: ArgumentParser, what: str) -> None:
+    """Add --dry-run."""
+    add_switch(parser, "--dry-run", False, what)
 
 
 def _true_or_false(text: str) -> bool:

@@ -2,33 +2,30 @@
 
 import argparse
 import csv
+import hashlib
+import itertools
+import json
 import math
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from vision.classifier import Classifier
-from vision.cli import ArgumentParser, ranged
-from vision.data import (
-    Split,
-    channel_statistics,
-    check_all_seen,
-    list_split,
-    load_split,
-    natural_shape,
-    spread,
-)
+from vision.checkpoint import Checkpoints
+from vision.distributed import Group
 from vision.errors import ExpectedError
-from vision.models import MODEL_NAMES, build_model
-from vision.preprocessing import Preprocessing
+from vision.feeds import Feed, load, plan, steps_of
+from vision.schedules import share_of_peak
+from vision.seeds import seed_of
 
-DRY_RUN_PICTURES = 16
 SECONDS_BETWEEN_PROGRESS = 5
 METRICS = {
     "epoch": "d",
@@ -38,167 +35,35 @@ METRICS = {
     "valid_accuracy": ".4f",
     "lr": ".3g",
     "seconds": ".1f",
+    "data_seconds": ".1f",
 }
+# What may differ between a training and the one that goes on from its checkpoint.
+NOT_OF_THE_RUN = ("train", "valid", "features", "model_dir", "output_data_dir", "checkpoint_dir")
+NOT_OF_THE_RUN += ("checkpoint_seconds", "max_seconds", "workers", "dry_run", "threshold")
+NOT_OF_THE_RUN += ("wanted_precision",)
 
 
-def add_arguments(parser: ArgumentParser, epochs: int) -> argparse._ArgumentGroup:
-    """Add the folders and hyperparameters that training and search share; return the latter."""
-    data = parser.add_argument_group("data: class folders, or .tar files of class folders")
-    data.add_argument(
-        "--train",
-        default=os.environ.get("SM_CHANNEL_TRAIN", "data/train"),
-        help="pictures to learn from ($SM_CHANNEL_TRAIN)",
-    )
-    data.add_argument(
-        "--valid",
-        default=os.environ.get("SM_CHANNEL_VALID", "data/valid"),
-        help="pictures to choose by: epoch, temperature ($SM_CHANNEL_VALID)",
-    )
-    recipe = parser.add_argument_group("hyperparameters")
-    recipe.add_argument("--model", default="small_resnet", choices=MODEL_NAMES, help="architecture")
-    recipe.add_argument(
-        "--epochs", type=ranged(int, 1), default=epochs, help="passes over the training pictures"
-    )
-    recipe.add_argument(
-        "--batch-size", type=ranged(int, 2), default=256, help="pictures of one step, at most"
-    )
-    recipe.add_argument(
-        "--lr",
-        type=ranged(float, 0),
-        default=0.2,
-        help="peak learning rate: warmed up over the first fifth of all steps, then a cosine to 0; "
-        "vgg16, which has no batch norm, wants 0.01",
-    )
-    recipe.add_argument(
-        "--weight-decay",
-        type=ranged(float, 0),
-        default=5e-4,
-        help="L2 penalty of the weights; biases and batch-norm scales have none",
-    )
-    recipe.add_argument(
-        "--label-smoothing",
-        type=ranged(float, 0, 0.99),
-        default=0.05,
-        help="share of the target spread over all classes; train_loss contains it",
-    )
-    recipe.add_argument(
-        "--augment",
-        choices=("none", "shift", "shift-flip"),
-        default="shift",
-        help="random changes of training pictures; flips only where left and right do not matter",
-    )
-    recipe.add_argument(
-        "--patience",
-        type=ranged(int, 0),
-        default=5,
-        help="stop after so many epochs without a better validation accuracy; 0 never does",
-    )
-    recipe.add_argument(
-        "--image-size",
-        type=ranged(int, 8, 1024),
-        help="side in pixels; otherwise the data's own up to 32, and 224 for larger pictures",
-    )
-    recipe.add_argument(
-        "--seed", type=ranged(int, 0), default=0, help="of weights, order and augmentation"
-    )
-    return recipe
-
-
-def choose_device() -> tuple[torch.device, torch.dtype | None]:
+def choose_device(precision: str, local_rank: int = 0) -> tuple[torch.device, torch.dtype | None]:
     """Choose where to train and in which precision: (device, autocast dtype or None).
 
-    bfloat16 only where the hardware computes with it; elsewhere it is emulated and slower.
+    "auto" takes bfloat16 only where the hardware computes with it; elsewhere it is emulated and
+    slower.
     """
     if torch.cuda.is_available():
-        # Validation is to be float32 as it says, and training uses bfloat16 anyway.
+        # Validation is to be float32 as it says.
         torch.backends.cudnn.allow_tf32 = False
-        return torch.device("cuda"), (
-            torch.bfloat16 if torch.cuda.get_device_capability() >= (8, 0) else None
-        )
-    if "OMP_NUM_THREADS" not in os.environ and hasattr(os, "sched_getaffinity"):
-        # On Linux PyTorch counts physical cores; a cloud's vCPUs are hyper-threads of them.
-        torch.set_num_threads(len(os.sched_getaffinity(0)))
-    has_bf16 = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
-    return torch.device("cpu"), torch.bfloat16 if has_bf16 else None
-
-
-def load_data(args: argparse.Namespace) -> tuple[Split, Split]:
-    """Read the training and validation pictures; the classes are those of the training set."""
-    start = time.perf_counter()
-    train_entries, valid_entries = list_split(args.train), list_split(args.valid)
-    class_names = sorted({entry.class_name for entry in train_entries})
-    if len(class_names) < 2:
-        raise ExpectedError(f"{args.train} has one class only: a classifier needs at least two")
-    natural_size, channels = natural_shape(train_entries)
-    image_size = args.image_size or natural_size
-    if args.dry_run:
-        train_entries = spread(train_entries, DRY_RUN_PICTURES)
-        valid_entries = spread(valid_entries, DRY_RUN_PICTURES)
-    train = load_split(train_entries, class_names, image_size, channels)
-    valid = load_split(valid_entries, class_names, image_size, channels)
-    print(
-        f"read {len(train)} training and {len(valid)} validation pictures of {len(class_names)} "
-        f"classes as {channels}×{image_size}×{image_size} "
-        f"in {time.perf_counter() - start:.1f} seconds",
-        flush=True,
-    )
-    return train, valid
-
-
-def new_classifier(args: argparse.Namespace, train: Split) -> Classifier:
-    """Build an untrained classifier for the shape, classes, mean and std of a training set."""
-    channels, image_size = train.images.shape[1], train.images.shape[2]
-    mean, std = channel_statistics(train.images)
-    return Classifier(
-        args.model,
-        build_model(args.model, channels, len(train.class_names)),
-        Preprocessing(image_size, channels, mean, std),
-        train.class_names,
-    )
-
-
-def augment(images: torch.Tensor, kind: str, generator: torch.Generator) -> torch.Tensor:
-    """Shift each picture (N, C, H, W) by up to a twelfth of its side, and mirror half of them.
-
-    What a shift uncovers repeats the edge, so that dark and light backgrounds both go on.
-    """
-    if kind == "none":
-        return images
-    n, _, height, width = images.shape
-
-    def positions(length: int) -> torch.Tensor:
-        reach = max(1, length // 12)
-        shift = torch.randint(-reach, reach + 1, (n, 1), generator=generator)
-        return (torch.arange(length) + shift).clamp(0, length - 1)
-
-    rows, columns = positions(height), positions(width)
-    if kind == "shift-flip":
-        mirrored = torch.rand(n, 1, generator=generator) < 0.5
-        columns = torch.where(mirrored, columns.flip(1), columns)
-    pictures = torch.arange(n)[:, None, None]
-    return images[pictures, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
-
-
-def warmup_cosine(step: int, steps: int) -> float:
-    """Return the share of the peak learning rate at `step`: up linearly, down as a cosine.
-
-    The first fifth of the steps warms up; the cosine (Loshchilov & Hutter 2016,
-    arXiv:1608.03983) ends at zero after the last one.
-    """
-    warmup = max(1, steps // 5)
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup + 1) / (steps - warmup + 1)))
-
-
-def batches(count: int, batch_size: int, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
-    """Shuffle the numbers below `count` into batches of nearly equal size.
-
-    Every picture is in exactly one batch, and none is left alone: batch norm cannot learn from
-    a single picture.
-    """
-    order = torch.randperm(count, generator=generator)
-    return torch.tensor_split(order, math.ceil(count / batch_size))
+        device = torch.device("cuda", local_rank)
+        torch.cuda.set_device(device)
+        has_bfloat16 = torch.cuda.get_device_capability() >= (8, 0)
+    else:
+        if "OMP_NUM_THREADS" not in os.environ and hasattr(os, "sched_getaffinity"):
+            # On Linux PyTorch counts physical cores; a cloud's vCPUs are hyper-threads of them.
+            torch.set_num_threads(len(os.sched_getaffinity(0)))
+        device = torch.device("cpu")
+        has_bfloat16 = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+    if precision == "auto":
+        precision = "bfloat16" if has_bfloat16 else "float32"
+    return device, None if precision == "float32" else getattr(torch, precision)
 
 
 class StopRequest:
@@ -219,96 +84,6 @@ class StopRequest:
         return self.received
 
 
-class Recipe:
-    """Optimiser, schedule and precision of one training run."""
-
-    def __init__(self, args: argparse.Namespace, classifier: Classifier, train: Split):
-        self.device, self.dtype = choose_device()
-        self.args = args
-        self.generator = torch.Generator().manual_seed(args.seed)
-        model = classifier.model.to(self.device, memory_format=torch.channels_last)
-        parameters = list(model.parameters())
-        groups = [
-            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": args.weight_decay},
-            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-        ]
-        self.optimizer = torch.optim.SGD(groups, lr=args.lr, momentum=0.9, nesterov=True)
-        steps = args.epochs * math.ceil(len(train) / args.batch_size)
-        self.scheduler = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, lambda step: warmup_cosine(step, steps)
-        )
-
-    def __str__(self) -> str:
-        precision = "bfloat16 autocast" if self.dtype else "float32"
-        return f"{self.device.type}, {precision}, {torch.get_num_threads()} threads"
-
-    def step(self, classifier: Classifier, images: torch.Tensor, labels: torch.Tensor):
-        """Do one optimiser step; return (mean loss, correct answers) as tensors."""
-        X = classifier.preprocessing.normalise(images.to(self.device))
-        y = labels.to(self.device)
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
-            logits = classifier.model(X.contiguous(memory_format=torch.channels_last))
-        logits = logits.float()
-        loss = F.cross_entropy(logits, y, label_smoothing=self.args.label_smoothing)
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
-        self.scheduler.step()
-        return loss.detach(), (logits.detach().argmax(1) == y).sum()
-
-
-def train_one_epoch(
-    classifier: Classifier, train: Split, recipe: Recipe, stop: StopRequest
-) -> dict[str, float] | None:
-    """Train on every picture once; return the means over samples, or None where stopped.
-
-    The pictures are augmented, so accuracy and loss read lower and higher than on plain ones.
-    """
-    classifier.model.train()
-    total_loss = torch.zeros((), device=recipe.device)
-    correct = torch.zeros((), dtype=torch.long, device=recipe.device)
-    seen, start, last_print = 0, time.perf_counter(), time.perf_counter()
-    order = batches(len(train), recipe.args.batch_size, recipe.generator)
-    for step, batch in enumerate(order, start=1):
-        lr = recipe.optimizer.param_groups[0]["lr"]
-        images = augment(train.images[batch], recipe.args.augment, recipe.generator)
-        loss, right = recipe.step(classifier, images, train.labels[batch])
-        total_loss += loss * len(batch)
-        correct += right
-        seen += len(batch)
-        if stop:
-            return None
-        now = time.perf_counter()
-        if now - last_print >= SECONDS_BETWEEN_PROGRESS:
-            last_print = now
-            speed = seen / (now - start)
-            mean_loss = total_loss.item() / seen
-            print(
-                f"  step {step} of {len(order)}, {speed:.0f} pictures/s, loss {mean_loss:.4f}",
-                flush=True,
-            )
-    check_all_seen(seen, train)
-    if not math.isfinite(total_loss.item()):
-        raise ExpectedError(
-            f"the training loss is no longer a finite number: lower --lr (it is {recipe.args.lr})"
-        )
-    return {
-        "train_loss": total_loss.item() / seen,
-        "train_accuracy": correct.item() / seen,
-        "lr": lr,
-    }
-
-
-def evaluate(classifier: Classifier, split: Split) -> dict[str, float]:
-    """Return loss (cross-entropy, temperature 1) and accuracy, means over the split's samples."""
-    logits = classifier.logits(split.images)
-    check_all_seen(len(logits), split)
-    return {
-        "valid_loss": F.cross_entropy(logits, split.labels).item(),
-        "valid_accuracy": (logits.argmax(1) == split.labels).float().mean().item(),
-    }
-
-
 @dataclass
 class Best:
     """The epoch of best validation accuracy so far, and its weights."""
@@ -317,7 +92,7 @@ class Best:
     weights: dict[str, torch.Tensor] = field(default_factory=dict)
     epochs_since: int = 0
 
-    def update(self, metrics: dict[str, float], model: torch.nn.Module) -> None:
+    def update(self, metrics: dict[str, float], model: nn.Module) -> None:
         """Take the weights where the accuracy is better than ever; count the epochs since."""
         if self.metrics and metrics["valid_accuracy"] <= self.metrics["valid_accuracy"]:
             self.epochs_since += 1
@@ -333,51 +108,382 @@ class Best:
         )
 
 
-def epochs(
-    classifier: Classifier, train: Split, valid: Split, recipe: Recipe, stop: StopRequest
-) -> Iterator[dict[str, float]]:
-    """Train epoch by epoch and yield the metrics of each; ends early where stopped."""
-    for epoch in range(1, recipe.args.epochs + 1):
-        start = time.perf_counter()
-        trained = train_one_epoch(classifier, train, recipe, stop)
-        if trained is None:
-            return
-        measured = evaluate(classifier, valid)
-        seconds = time.perf_counter() - start
-        yield {"epoch": epoch, **trained, **measured, "seconds": seconds}
-        if stop:
-            return
+@dataclass
+class Totals:
+    """Sums over the part of an epoch that is done: loss, right answers, and how often each
+    picture was seen."""
+
+    loss: torch.Tensor
+    correct: torch.Tensor
+    seen: torch.Tensor
+
+    @classmethod
+    def zero(cls, count: int, device: torch.device) -> "Totals":
+        return cls(
+            torch.zeros((), dtype=torch.float64, device=device),
+            torch.zeros((), dtype=torch.long, device=device),
+            torch.zeros(count, dtype=torch.int32),
+        )
+
+    def over(self, group: Group) -> "Totals":
+        """Return the totals of all processes together."""
+        return Totals(*(group.sum(value) for value in (self.loss, self.correct, self.seen)))
 
 
-def fit(
-    classifier: Classifier,
-    train: Split,
-    valid: Split,
-    args: argparse.Namespace,
-    stop: StopRequest,
-    on_epoch: Callable[[dict[str, str]], None] = lambda row: None,
-) -> Best:
-    """Train and leave the classifier with the weights of its best epoch.
+@torch.inference_mode()
+def logits_of(model: nn.Module, feed: Feed, device: torch.device, group: Group) -> torch.Tensor:
+    """Return float32 logits (N, classes) on the CPU, each process computing its share of them."""
+    model.eval()
+    numbers = torch.arange(len(feed)).tensor_split(group.size)[group.rank]
+    rows = [
+        model(feed.inputs(feed.plain(batch), device)).float().cpu()
+        for batch in numbers.split(feed.eval_batch)
+    ]
+    mine = torch.cat(rows)
+    everyone = torch.zeros(len(feed), mine.shape[1])
+    everyone[numbers] = mine
+    return group.sum(everyone)
 
-    Prints one metric line an epoch and hands its values, as printed, to `on_epoch`. Stopped
-    before the first epoch ended, the classifier keeps its current weights and `metrics` is empty.
+
+def evaluate(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
+    """Return loss (cross-entropy, temperature 1) and accuracy of logits (N, classes)."""
+    if len(logits) != len(labels):
+        raise RuntimeError(f"{len(logits)} answers for {len(labels)} pictures")
+    return {
+        "valid_loss": F.cross_entropy(logits, labels).item(),
+        "valid_accuracy": (logits.argmax(1) == labels).float().mean().item(),
+    }
+
+
+class Trainer:
+    """One training run: what is trained, how, and how far it has come.
+
+    `module` maps what `train.inputs` returns to logits (N, classes). All processes of a group
+    hold the same weights after every step; only the main one prints and writes.
     """
-    recipe = Recipe(args, classifier, train)
-    count = sum(p.numel() for p in classifier.model.parameters())
-    print(f"training {args.model} with {count} parameters ({recipe})", flush=True)
-    best = Best()
-    for metrics in epochs(classifier, train, valid, recipe, stop):
-        row = {key: format(metrics[key], spec) for key, spec in METRICS.items()}
-        print(" ".join(f"{key}={value}" for key, value in row.items()), flush=True)
-        on_epoch(row)
-        best.update(metrics, classifier.model)
-        if args.patience and best.epochs_since >= args.patience:
-            print(f"no better validation accuracy in {args.patience} epochs: stopping", flush=True)
-            break
-    if best.metrics:
-        classifier.model.load_state_dict(best.weights)
-        print(best, flush=True)
-    return best
+
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        module: nn.Module,
+        train: Feed,
+        valid: Feed,
+        group: Group,
+        stop: StopRequest,
+    ):
+        self.args, self.train, self.valid = args, train, valid
+        self.group, self.stop = group, stop
+        self.device, self.dtype = choose_device(args.precision, group.local_rank)
+        self.module = module.to(self.device, memory_format=torch.channels_last)
+        self.model = group.parallel(self.module, self.device)
+        self.averaged = None
+        if args.ema:
+            average = get_ema_multi_avg_fn(args.ema)
+            self.averaged = AveragedModel(self.module, multi_avg_fn=average, use_buffers=True)
+        self.optimizer = _optimizer(args, self.module)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
+        self.class_weights = None
+        if args.balance == "weights":
+            counts = torch.bincount(train.labels).to(self.device)
+            # Their mean over the training pictures is one, so that --lr keeps its meaning.
+            self.class_weights = len(train) / (len(counts) * counts)
+        self.workers = args.workers
+        if args.workers is None:
+            self.workers = (os.cpu_count() or 1) // 2 if self.device.type == "cuda" else 0
+        self.steps_per_epoch = steps_of(len(train), args.batch_size)
+        self.epoch, self.steps_done = 1, 0
+        self.totals = Totals.zero(len(train), self.device)
+        self.best, self.rows = Best(), []
+        self.epoch_seconds = self.data_seconds = self.seconds_before = 0.0
+        self.checkpoints: Checkpoints | None = None
+        self.out_of_time = False
+        self.start = self.last_checkpoint = time.perf_counter()
+
+    def __str__(self) -> str:
+        precision = f"{self.dtype} autocast".removeprefix("torch.") if self.dtype else "float32"
+        count = sum(p.numel() for p in self.module.parameters() if p.requires_grad)
+        processes = f"{self.group.size} processes, " if self.group.size > 1 else ""
+        return (
+            f"training {count:,} parameters of {self.args.model} with the recipe "
+            f"{self.args.recipe} ({self.device.type}, {precision}, {processes}"
+            f"{torch.get_num_threads()} threads, {self.workers} loader workers)"
+        )
+
+    def say(self, text: object) -> None:
+        """Print a line, once for all processes."""
+        if self.group.is_main:
+            print(text, flush=True)
+
+    def fit(self, on_epoch: Callable[[dict[str, str]], None], data_hash: str) -> Best:
+        """Train and leave the module with the weights of its best epoch.
+
+        Prints one metric line an epoch and hands its values, as printed, to `on_epoch`, also
+        those of the epochs before a checkpoint. Stopped before the first epoch ended, the module
+        keeps its current weights and `metrics` is empty.
+        """
+        self.say(self)
+        if self.args.checkpoint_dir:
+            self._resume(data_hash)
+        for row in self.rows:
+            on_epoch(row)
+        while not self._finished():
+            metrics = self._run_epoch()
+            if metrics is None:
+                break
+            row = {key: format(metrics[key], spec) for key, spec in METRICS.items()}
+            self.say(" ".join(f"{key}={value}" for key, value in row.items()))
+            on_epoch(row)
+            self.rows.append(row)
+            self.best.update(metrics, self._answering())
+            self._next_epoch()
+            self._checkpoint()
+        if self.args.patience and self.best.epochs_since >= self.args.patience:
+            self.say(f"no better validation accuracy in {self.args.patience} epochs: stopping")
+        if self.best.metrics:
+            self.module.load_state_dict(self.best.weights)
+            self.say(self.best)
+        return self.best
+
+    def valid_logits(self) -> torch.Tensor:
+        """Return the logits (N, classes) of the validation pictures, in float32."""
+        return logits_of(self._answering(), self.valid, self.device, self.group)
+
+    def _answering(self) -> nn.Module:
+        return self.averaged.module if self.averaged else self.module
+
+    def _finished(self) -> bool:
+        impatient = self.args.patience and self.best.epochs_since >= self.args.patience
+        stopped = self.group.any(bool(self.stop))[0]
+        return self.epoch > self.args.epochs or impatient or self.out_of_time or stopped
+
+    def _next_epoch(self) -> None:
+        self.epoch, self.steps_done = self.epoch + 1, 0
+        self.totals = Totals.zero(len(self.train), self.device)
+        self.epoch_seconds = self.data_seconds = 0.0
+
+    def _run_epoch(self) -> dict[str, float] | None:
+        """Train through what is left of an epoch and validate; None where stopped."""
+        start = time.perf_counter()
+        seconds_before = self.epoch_seconds
+        if not self._train_steps(start, seconds_before):
+            self._checkpoint()
+            return None
+        totals = self.totals.over(self.group)
+        seen = int(totals.seen.sum())
+        if not self.out_of_time:
+            self._check_all_seen(totals.seen)
+        if not math.isfinite(totals.loss.item()):
+            raise ExpectedError(
+                "the training loss is no longer a finite number: "
+                f"lower --lr (it is {self.args.lr:g}) or set --clip-norm 1"
+            )
+        measured = evaluate(self.valid_logits(), self.valid.labels)
+        return {
+            "epoch": self.epoch,
+            "train_loss": totals.loss.item() / seen,
+            "train_accuracy": totals.correct.item() / seen,
+            **measured,
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "seconds": seconds_before + time.perf_counter() - start,
+            "data_seconds": self.data_seconds,
+        }
+
+    def _train_steps(self, start: float, seconds_before: float) -> bool:
+        """Take the steps that are left of an epoch; return whether it may be validated.
+
+        The pictures are augmented, so accuracy and loss read lower and higher than on plain ones.
+        """
+        self.model.train()
+        args, last_print, first = self.args, start, self.steps_done
+        steps = plan(
+            self.train.labels, args.batch_size, args.balance == "sampler", args.seed, self.epoch
+        )
+        batches = load(
+            self.train, steps, first, args.seed, self.epoch, self.group, self.workers
+        )
+        for step in itertools.count(first):
+            waiting = time.perf_counter()
+            batch = next(batches, None)
+            if batch is None:
+                return True
+            self.data_seconds += time.perf_counter() - waiting
+            self._step(*batch, total=len(steps[step]))
+            self.steps_done = step + 1
+            now = time.perf_counter()
+            self.epoch_seconds = seconds_before + now - start
+            stopped, late, due = self.group.any(bool(self.stop), self._late(now), self._due(now))
+            if stopped or late:
+                self.out_of_time = late and not stopped
+                return self.out_of_time
+            if due and self.steps_done < len(steps):
+                self._checkpoint()
+            if now - last_print >= SECONDS_BETWEEN_PROGRESS:
+                last_print = now
+                self._print_progress(len(steps))
+        return True
+
+    def _step(
+        self, numbers: torch.Tensor, X: torch.Tensor, y: torch.Tensor, total: int
+    ) -> None:
+        """Do one optimiser step on this process's part of `total` pictures."""
+        done = (self.epoch - 1) * self.steps_per_epoch + self.steps_done
+        # Dropout of a step depends on nothing but the step, so that a resumed run draws the same.
+        torch.manual_seed(seed_of(self.args.seed, done, self.group.rank))
+        self._set_lr(done)
+        y = y.to(self.device, non_blocking=True)
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
+            logits = self.model(self.train.inputs(X, self.device))
+        losses = F.cross_entropy(
+            logits.float(),
+            y,
+            self.class_weights,
+            label_smoothing=self.args.label_smoothing,
+            reduction="none",
+        )
+        self.optimizer.zero_grad()
+        # The gradients of the processes are averaged: times their number makes that a sum, over
+        # the pictures of all, whichever share each of them has.
+        self.scaler.scale(losses.sum() * (self.group.size / total)).backward()
+        if self.args.clip_norm:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.module.parameters(), self.args.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.averaged:
+            self.averaged.update_parameters(self.module)
+        truth = y if y.ndim == 1 else y.argmax(1)
+        self.totals.loss += losses.detach().sum()
+        self.totals.correct += (logits.detach().argmax(1) == truth).sum()
+        self.totals.seen += torch.bincount(numbers, minlength=len(self.train))
+
+    def _set_lr(self, step: int) -> None:
+        steps = self.args.epochs * self.steps_per_epoch
+        share = share_of_peak(
+            self.args.schedule,
+            step,
+            steps,
+            self.steps_per_epoch,
+            self.args.warmup,
+            self.args.gamma,
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.args.lr * share
+
+    def _check_all_seen(self, seen: torch.Tensor) -> None:
+        """Raise where a mean would be over other pictures than all of them, once each."""
+        if self.args.balance == "sampler":
+            wrong = int(seen.sum() != len(self.train))
+        else:
+            wrong = int((seen != 1).sum())
+        if wrong:
+            raise RuntimeError(f"{wrong} of {len(self.train)} pictures were not seen exactly once")
+
+    def _late(self, now: float) -> bool:
+        limit = self.args.max_seconds
+        return limit is not None and self.seconds_before + now - self.start >= limit
+
+    def _due(self, now: float) -> bool:
+        if self.checkpoints is None or not self.group.is_main:
+            return False
+        return now - self.last_checkpoint >= self.args.checkpoint_seconds
+
+    def _print_progress(self, steps: int) -> None:
+        seen = int(self.totals.seen.sum()) * self.group.size
+        waited = self.data_seconds / max(self.epoch_seconds, 1e-9)
+        self.say(
+            f"  step {self.steps_done} of {steps}, {seen / self.epoch_seconds:.0f} pictures/s, "
+            f"loss {self.totals.loss.item() / int(self.totals.seen.sum()):.4f}, "
+            f"{waited:.0%} of the time waiting for data"
+        )
+
+    # --- Checkpoints ---------------------------------------------------------------------------
+
+    def _checkpoint(self) -> None:
+        if not self.args.checkpoint_dir:
+            return
+        totals = self.totals.over(self.group)
+        self.last_checkpoint = time.perf_counter()
+        if not self.group.is_main:
+            self.totals = Totals.zero(len(self.train), self.device)
+            return
+        self.totals = totals
+        done = (self.epoch - 1) * self.steps_per_epoch + self.steps_done
+        self.checkpoints.save(done, self._tensors(), self._facts())
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        tensors = {f"total.{key}": value for key, value in vars(self.totals).items()}
+        tensors |= {f"model.{key}": value for key, value in self.module.state_dict().items()}
+        tensors |= {f"best.{key}": value for key, value in self.best.weights.items()}
+        if self.averaged:
+            tensors |= {f"ema.{key}": value for key, value in self.averaged.state_dict().items()}
+        for number, values in self.optimizer.state_dict()["state"].items():
+            for key, value in values.items():
+                if value is not None:
+                    tensors[f"optimizer.{number}.{key}"] = torch.as_tensor(value)
+        return tensors
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "epoch": self.epoch,
+            "steps_done": self.steps_done,
+            "epoch_seconds": self.epoch_seconds,
+            "data_seconds": self.data_seconds,
+            "seconds": self.seconds_before + time.perf_counter() - self.start,
+            "rows": self.rows,
+            "best": self.best.metrics,
+            "epochs_since": self.best.epochs_since,
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def _resume(self, data_hash: str) -> None:
+        """Go on from the latest checkpoint of this very run, if there is one."""
+        run = {k: v for k, v in vars(self.args).items() if k not in NOT_OF_THE_RUN}
+        text = json.dumps([run, data_hash, len(self.train), len(self.valid)], sort_keys=True)
+        fingerprint = hashlib.sha256(text.encode()).hexdigest()
+        self.checkpoints = Checkpoints(self.args.checkpoint_dir, fingerprint, self.say)
+        state = self.checkpoints.load()
+        if not self.group.all_equal(state[1]["digest"] if state else "00" * 32):
+            raise ExpectedError(
+                f"the processes see different checkpoints in {self.args.checkpoint_dir}: "
+                "give them the same folder or none"
+            )
+        if state:
+            self._restore(*state)
+            self.say(f"resumed at epoch {self.epoch} after {self.steps_done} of its steps")
+
+    def _restore(self, tensors: dict[str, torch.Tensor], facts: dict[str, Any]) -> None:
+        def part(name: str) -> dict[str, torch.Tensor]:
+            prefix = name + "."
+            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+        self.module.load_state_dict(part("model"))
+        if self.averaged:
+            self.averaged.load_state_dict(part("ema"))
+        state: dict[int, dict[str, torch.Tensor]] = {}
+        for key, value in part("optimizer").items():
+            number, _, name = key.partition(".")
+            state.setdefault(int(number), {})[name] = value
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        self.scaler.load_state_dict(facts["scaler"])
+        if self.group.is_main:
+            self.totals = Totals(**{k: v.to(self.device) for k, v in part("total").items()})
+            self.totals.seen = self.totals.seen.cpu()
+        self.best = Best(facts["best"], part("best"), facts["epochs_since"])
+        self.epoch, self.steps_done = facts["epoch"], facts["steps_done"]
+        self.epoch_seconds, self.data_seconds = facts["epoch_seconds"], facts["data_seconds"]
+        self.seconds_before, self.rows = facts["seconds"], facts["rows"]
+
+
+def _optimizer(args: argparse.Namespace, module: nn.Module) -> torch.optim.Optimizer:
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": args.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    if args.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=args.lr)
+    return torch.optim.SGD(groups, lr=args.lr, momentum=0.9, nesterov=True)
 
 
 class HistoryWriter:
