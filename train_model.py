@@ -34,7 +34,6 @@ from torch.nn import functional as F
 
 from vision.arguments import add_arguments
 from vision.calibration import choose_threshold, fit_temperature
-from vision.classifier import Classifier
 from vision.cli import ArgumentParser, add_dry_run, ranged, run
 from vision.distributed import Group
 from vision.setup import Setup, prepare

@@ -1,10 +1,12 @@
 import csv
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -145,6 +147,9 @@ def test_help_names_the_command_and_every_default(run_script, script):
         (["--epoch=3"], "unknown argument --epoch: did you mean --epochs?"),
         (["--epochs", "0"], "--epochs: 0 is not at least 1"),
         (["--epochs", "many"], "--epochs: invalid int value"),
+        (["--pretrained", "maybe"], "neither true nor false"),
+        (["--head-hidden", "0,5"], "sizes from 1 to 8192"),
+        (["--schedule", "linear"], "invalid choice: 'linear'"),
         (["--label-smoothing", "1"], "from 0 to 0.99"),
         (["--model", "resnet"], "invalid choice: 'resnet'"),
         (["--dry-run", "perhaps"], "neither true nor false"),
@@ -239,6 +244,67 @@ def test_sigterm_ends_the_training_and_saves_the_best_model(stripes, tmp_path):
     epoch = LAST_LINE.search(output)[1]
     assert f"stopped by SIGTERM: saved the weights of epoch {epoch}" in output
     assert load_classifier(tmp_path / "model").facts["best_epoch"] == int(epoch)
+
+
+def test_a_training_killed_at_random_ends_with_the_weights_of_an_unbroken_one(
+    run_script, training_job, stripes, tmp_path
+):
+    """kill -9, three times, then once more to the end; as training_job but for the checkpoints."""
+    words = ("--epochs", 4, "--batch-size", 16, "--lr", 0.05, "--checkpoint-seconds", 0)
+    places = {
+        "train": stripes / "train",
+        "valid": stripes / "valid",
+        "checkpoint-dir": tmp_path / "checkpoints",
+        "model-dir": tmp_path / "model",
+        "output-data-dir": tmp_path / "output",
+    }
+    words += tuple(word for name, place in places.items() for word in (f"--{name}", place))
+    command = [str(word) for word in (sys.executable, ROOT / "train_model.py", *words)]
+    wait = random.Random(0)
+    for _ in range(3):
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        while not process.stdout.readline().startswith("training "):
+            assert process.poll() is None
+        time.sleep(wait.uniform(0, 0.4))
+        process.kill()
+        process.communicate()
+    process = run_script("train_model.py", *words)
+    assert process.returncode == 0, process.stderr
+    assert "resumed at epoch " in process.stdout
+    first = (training_job[1] / "model.safetensors").read_bytes()
+    assert (tmp_path / "model" / "model.safetensors").read_bytes() == first
+    curves = [
+        [row[:6] for row in csv.reader(path.open())]
+        for path in (training_job[2] / "history.csv", tmp_path / "output" / "history.csv")
+    ]
+    assert curves[0] == curves[1]
+
+    # A torn latest checkpoint costs the steps since the one before, not the run.
+    latest = max((tmp_path / "checkpoints").iterdir())
+    latest.write_bytes(latest.read_bytes()[:-1000])
+    process = run_script("train_model.py", *words)
+    assert f"{latest.name} is damaged" in process.stdout
+    assert (tmp_path / "model" / "model.safetensors").read_bytes() == first
+
+    # Other data: told, not used, and not lost either.
+    process = run_script("train_model.py", *words, "--train", stripes / "valid", "--epochs", 1)
+    assert "a checkpoint of another run or other data: not used" in process.stdout
+    assert "resumed" not in process.stdout
+    assert latest.exists()
+
+
+def test_a_wanted_precision_becomes_the_threshold_of_the_model(stripes, tmp_path, capsys):
+    assert train_here(stripes, tmp_path, "--epochs", 2, "--wanted-precision", 0.9) == 0
+    classifier = load_classifier(tmp_path / "model")
+    chosen = classifier.facts["abstention"]
+    assert classifier.threshold == chosen["threshold"]
+    valid = load_split(list_split(stripes / "valid"), classifier.class_names, 16, 1)
+    confidence, predicted = classifier.probabilities(valid.images).max(1)
+    given = confidence >= classifier.threshold - 1e-9
+    right = (predicted == valid.labels)[given].double().mean().item()
+    assert given.double().mean().item() == pytest.approx(chosen["coverage"])
+    assert right == pytest.approx(chosen["precision"])
+    assert f"precision={right:.4f}" in capsys.readouterr().out
 
 
 def test_the_scripts_stay_within_the_container_contract():

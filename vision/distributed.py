@@ -68,7 +68,7 @@ class Group:
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.forward = partial(_batch_norm_over_all, module)
         ids = [device] if device.type == "cuda" else None
-        return nn.parallel.DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
+        return nn.parallel.DistributedDataParallel(model, device_ids=ids)
 
     def leave(self) -> None:
         """Part from the other processes."""

@@ -53,9 +53,7 @@ class PictureFeed(Dataset):
 
     def subset(self, numbers: torch.Tensor) -> "PictureFeed":
         """Return a feed of these pictures alone."""
-        return PictureFeed(
-            self.split.subset(numbers), self.preprocessing, self.augment, self.mixup
-        )
+        return PictureFeed(self.split.subset(numbers), self.preprocessing, self.augment, self.mixup)
 
     def __getitems__(self, chunks: Sequence[Chunk]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return uint8 pictures (N, C, H, W) and labels (N), or shares of labels (N, classes)."""

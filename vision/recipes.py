@@ -81,7 +81,9 @@ def complete(args: argparse.Namespace, small_pictures: bool) -> None:
 def table() -> str:
     """Return the recipes as a table for --help: a row a hyperparameter, a column a recipe."""
     rows = [("", *RECIPES)]
-    rows += [(name.replace("_", "-"), *(_text(r[name]) for r in RECIPES.values())) for name in SMALL]
+    rows += [
+        (name.replace("_", "-"), *(_text(r[name]) for r in RECIPES.values())) for name in SMALL
+    ]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths)).rstrip() for row in rows]
     return "\n".join(lines)

@@ -93,8 +93,12 @@ class Best:
     epochs_since: int = 0
 
     def update(self, metrics: dict[str, float], model: nn.Module) -> None:
-        """Take the weights where the accuracy is better than ever; count the epochs since."""
-        if self.metrics and metrics["valid_accuracy"] <= self.metrics["valid_accuracy"]:
+        """Take the weights where they are better than ever; count the epochs since.
+
+        Better is the higher accuracy, and of equal ones, frequent with few pictures, the lower
+        loss.
+        """
+        if self.metrics and _merit(metrics) <= _merit(self.metrics):
             self.epochs_since += 1
             return
         self.metrics, self.epochs_since = metrics, 0
@@ -106,6 +110,10 @@ class Best:
             f"best_valid_accuracy={self.metrics['valid_accuracy']:.4f} "
             f"best_valid_loss={self.metrics['valid_loss']:.4f}"
         )
+
+
+def _merit(metrics: dict[str, float]) -> tuple[float, float]:
+    return metrics["valid_accuracy"], -metrics["valid_loss"]
 
 
 @dataclass
@@ -298,9 +306,7 @@ class Trainer:
         steps = plan(
             self.train.labels, args.batch_size, args.balance == "sampler", args.seed, self.epoch
         )
-        batches = load(
-            self.train, steps, first, args.seed, self.epoch, self.group, self.workers
-        )
+        batches = load(self.train, steps, first, args.seed, self.epoch, self.group, self.workers)
         for step in itertools.count(first):
             waiting = time.perf_counter()
             batch = next(batches, None)
@@ -322,9 +328,7 @@ class Trainer:
                 self._print_progress(len(steps))
         return True
 
-    def _step(
-        self, numbers: torch.Tensor, X: torch.Tensor, y: torch.Tensor, total: int
-    ) -> None:
+    def _step(self, numbers: torch.Tensor, X: torch.Tensor, y: torch.Tensor, total: int) -> None:
         """Do one optimiser step on this process's part of `total` pictures."""
         done = (self.epoch - 1) * self.steps_per_epoch + self.steps_done
         # Dropout of a step depends on nothing but the step, so that a resumed run draws the same.

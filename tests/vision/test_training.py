@@ -1,4 +1,5 @@
 import argparse
+import random
 
 import pytest
 import torch
@@ -6,27 +7,25 @@ from samples import fashion_mnist
 from torch import nn
 from torch.nn import functional as F
 
-from vision import training
+from vision import recipes, training
+from vision.augment import build_augment, parse_augment
 from vision.classifier import Classifier
-from vision.data import Split
+from vision.data import Split, channel_statistics
+from vision.distributed import Group
 from vision.errors import ExpectedError
+from vision.feeds import PictureFeed
+from vision.models import build_model
 from vision.preprocessing import Preprocessing
-from vision.training import Recipe, StopRequest, augment, batches, fit, warmup_cosine
+from vision.training import StopRequest, Trainer, logits_of
+
+CPU = torch.device("cpu")
 
 
 def arguments(**changes):
-    defaults = {
-        "model": "small_resnet",
-        "epochs": 1,
-        "batch_size": 64,
-        "lr": 0.05,
-        "weight_decay": 5e-4,
-        "label_smoothing": 0.0,
-        "augment": "none",
-        "patience": 0,
-        "seed": 0,
-    }
-    return argparse.Namespace(**{**defaults, **changes})
+    others = {"recipe": "small", "precision": "float32", "workers": 0, "seed": 0}
+    others |= {"checkpoint_dir": None, "checkpoint_seconds": 0.0, "max_seconds": None}
+    plain = {"lr": 0.05, "epochs": 1, "batch_size": 64, "label_smoothing": 0.0, "patience": 0}
+    return argparse.Namespace(**{**recipes.SMALL, **others, **plain, **changes})
 
 
 def as_split(images, labels):
@@ -41,73 +40,66 @@ def random_split(count=20, classes=3):
     return as_split(images, torch.arange(count) % classes)
 
 
-def linear_classifier(split):
+def linear():
     """A model without batch norm: its loss on a picture does not depend on the batch."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(64, len(split.class_names)))
-    return Classifier("linear", model, Preprocessing(8, 1, (0.5,), (0.3,)), split.class_names)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+
+
+def trainer_of(train, args, module=None, valid=None, stop=None):
+    size, channels = train.images.shape[-1], train.images.shape[1]
+    preprocessing = Preprocessing(size, channels, *channel_statistics(train.images))
+    names = parse_augment(args.augment) if args.augment != "shift" else ()
+    augment = build_augment(names, size, preprocessing.mean)
+    return Trainer(
+        args,
+        module or linear(),
+        PictureFeed(train, preprocessing, augment, args.mixup),
+        PictureFeed(valid or train, preprocessing),
+        Group(),
+        StopRequest() if stop is None else stop,
+    )
+
+
+def fit(trainer, rows=None):
+    rows = [] if rows is None else rows
+    return trainer.fit(rows.append, "hash")
 
 
 @pytest.mark.parametrize("batch_size", [3, 7, 20, 100])
 def test_losses_and_accuracies_are_means_over_samples(batch_size):
     split = random_split(20)
-    classifier = linear_classifier(split)
-    logits = classifier.logits(split.images)
+    # A learning rate of zero leaves the model as it is, whatever the batches.
+    trainer = trainer_of(split, arguments(lr=0.0, batch_size=batch_size))
+    logits = logits_of(trainer.module, trainer.valid, CPU, Group())
+    metrics = fit(trainer).metrics
     loss = F.cross_entropy(logits, split.labels).item()
     accuracy = (logits.argmax(1) == split.labels).float().mean().item()
-
-    # A learning rate of zero leaves the model as it is, whatever the batches.
-    recipe = Recipe(arguments(lr=0.0, batch_size=batch_size), classifier, split)
-    recipe.dtype = None
-    trained = training.train_one_epoch(classifier, split, recipe, StopRequest())
-    assert trained["train_loss"] == pytest.approx(loss, rel=1e-5)
-    assert trained["train_accuracy"] == pytest.approx(accuracy)
-    measured = training.evaluate(classifier, split)
-    assert measured["valid_loss"] == pytest.approx(loss, rel=1e-5)
-    assert measured["valid_accuracy"] == pytest.approx(accuracy)
+    for part in ("train", "valid"):
+        assert metrics[f"{part}_loss"] == pytest.approx(loss, rel=1e-5)
+        assert metrics[f"{part}_accuracy"] == pytest.approx(accuracy)
 
 
-def test_a_picture_that_is_skipped_is_noticed(monkeypatch):
-    split = random_split(20)
-    monkeypatch.setattr(training, "batches", lambda count, *_: (torch.arange(count - 1),))
-    with pytest.raises(RuntimeError, match="saw 19 pictures, the split has 20"):
-        fit(linear_classifier(split), split, split, arguments(), StopRequest())
-
-
-@pytest.mark.parametrize(("count", "size"), [(2, 2), (3, 2), (257, 256), (1000, 64), (5, 64)])
-def test_batches_hold_every_picture_once_and_none_alone(count, size):
-    parts = batches(count, size, torch.Generator().manual_seed(0))
-    assert sorted(torch.cat(parts).tolist()) == list(range(count))
-    lengths = [len(part) for part in parts]
-    assert max(lengths) <= size
-    assert max(lengths) - min(lengths) <= 1
-
-
-@pytest.mark.parametrize("steps", [1, 2, 7, 1000])
-def test_the_learning_rate_warms_up_to_its_peak_and_falls_towards_zero(steps):
-    shares = [warmup_cosine(step, steps) for step in range(steps)]
-    top = shares.index(max(shares))
-    assert max(shares) == 1
-    assert shares[: top + 1] == sorted(shares[: top + 1])
-    assert shares[top:] == sorted(shares[top:], reverse=True)
-    assert all(0 < share <= 1 for share in shares)
-    assert warmup_cosine(steps, steps) == pytest.approx(0, abs=1e-12)
+@pytest.mark.parametrize("left_out", [0, 7])
+def test_a_picture_that_is_skipped_or_doubled_is_noticed(monkeypatch, left_out):
+    order = torch.tensor([i if i != left_out else 3 for i in range(20)])
+    monkeypatch.setattr(training, "plan", lambda *_: (order,))
+    with pytest.raises(RuntimeError, match="2 of 20 pictures were not seen exactly once"):
+        fit(trainer_of(random_split(20), arguments()))
 
 
 def scripted_fit(monkeypatch, accuracies, **changes):
     """Fit with these validation accuracies; return the best, and the weights after each epoch."""
-    split = random_split()
-    classifier = linear_classifier(split)
+    trainer = trainer_of(random_split(), arguments(epochs=len(accuracies), **changes))
     script, weights, rows = iter(accuracies), [], []
 
-    def evaluate(classifier, split):
-        weights.append(classifier.model[1].weight.detach().clone())
+    def evaluate(logits, labels):
+        weights.append(trainer.module[1].weight.detach().clone())
         return {"valid_loss": 1.0, "valid_accuracy": next(script)}
 
     monkeypatch.setattr(training, "evaluate", evaluate)
-    args = arguments(epochs=len(accuracies), **changes)
-    best = fit(classifier, split, split, args, StopRequest(), rows.append)
-    return best, weights, classifier.model[1].weight, rows
+    best = fit(trainer, rows)
+    return best, weights, trainer.module[1].weight, rows
 
 
 def test_the_best_weights_remain_not_the_last(monkeypatch):
@@ -131,62 +123,130 @@ def test_patience_of_zero_never_stops(monkeypatch):
 
 
 def test_a_stop_ends_after_the_current_step():
-    split = random_split()
-    classifier = linear_classifier(split)
-    before = classifier.model[1].weight.detach().clone()
     stop = StopRequest()
-    stop.received = True
-    best = fit(classifier, split, split, arguments(batch_size=2), stop)
-    assert best.metrics == {}
-    assert not torch.equal(classifier.model[1].weight, before)
+    trainer = trainer_of(random_split(), arguments(batch_size=2), stop=stop)
+    before = trainer.module[1].weight.detach().clone()
+    step = trainer._step
+
+    def step_and_stop(*args, **kwargs):
+        step(*args, **kwargs)
+        stop.received = True
+
+    trainer._step = step_and_stop
+    assert fit(trainer).metrics == {}
+    assert trainer.steps_done == 1
+    assert not torch.equal(trainer.module[1].weight, before)
+
+
+def test_a_time_budget_ends_in_validated_weights():
+    rows = []
+    trainer = trainer_of(random_split(), arguments(batch_size=2, epochs=50, max_seconds=1e-9))
+    best = fit(trainer, rows)
+    assert len(rows) == 1
+    assert best.metrics["epoch"] == 1
+    assert trainer.steps_done == 0
+    assert trainer.epoch == 2
 
 
 def test_a_diverging_loss_is_told():
-    split = random_split()
     with pytest.raises(ExpectedError, match="lower --lr"):
-        fit(linear_classifier(split), split, split, arguments(lr=1e30, epochs=3), StopRequest())
+        fit(trainer_of(random_split(), arguments(lr=1e30, epochs=3)))
 
 
-def test_augmentation_moves_pictures_and_invents_nothing():
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (50, 2, 24, 24), dtype=torch.uint8)
-    assert augment(images, "none", generator) is images
-    for kind, mirrors in (("shift", (False,)), ("shift-flip", (False, True))):
-        changed = augment(images, kind, generator)
-        assert changed.shape == images.shape
-        assert changed.dtype == torch.uint8
-        for before, after in zip(images, changed):
-            assert any(is_shifted(before, after, mirror) for mirror in mirrors)
-    assert any(is_shifted(b, a, True) for b, a in zip(images, changed))
+def test_clipping_bounds_the_change_of_a_step():
+    for clip_norm, bounded in ((0.0, False), (1e-3, True)):
+        args = arguments(lr=1.0, clip_norm=clip_norm, weight_decay=0.0, schedule="constant")
+        args.warmup = 0.0
+        trainer = trainer_of(random_split(), args)
+        before = nn.utils.parameters_to_vector(trainer.module.parameters()).clone()
+        trainer.fit(lambda row: None, "hash")
+        change = nn.utils.parameters_to_vector(trainer.module.parameters()) - before
+        # One step of Nesterov's momentum: the gradient and nine tenths of it.
+        assert (change.norm().item() <= 1.9e-3 * 1.001) == bounded
 
 
-def is_shifted(before, after, mirrored, reach=2):
-    """Whether the middle of `after` is in `before`, up to `reach` pixels away."""
-    before = before.flip(2) if mirrored else before
-    middle = after[:, reach:-reach, reach:-reach]
-    moves = range(2 * reach + 1)
-    return any(torch.equal(before[:, y : y + 20, x : x + 20], middle) for y in moves for x in moves)
+def test_class_weights_give_every_class_the_same_say():
+    # The loss is the mean over classes of the mean over each class's pictures.
+    split = as_split(random_split(20).images, [0] * 15 + [1] * 4 + [2])
+    trainer = trainer_of(split, arguments(lr=0.0, balance="weights"))
+    logits = trainer.valid_logits()
+    expected = [F.cross_entropy(logits[split.labels == c], split.labels[split.labels == c])
+                for c in range(3)]  # fmt: skip
+    assert fit(trainer).metrics["train_loss"] == pytest.approx(sum(expected).item() / 3, rel=1e-5)
+
+
+def test_the_moving_average_is_what_is_validated_and_kept():
+    trainer = trainer_of(random_split(), arguments(ema=0.5, batch_size=10, lr=0.1))
+    seen, step = [], trainer._step
+
+    def step_and_note(*args, **kwargs):
+        step(*args, **kwargs)
+        seen.append(trainer.module[1].weight.detach().clone())
+
+    trainer._step = step_and_note
+    fit(trainer)
+    # The first step sets the average, the second moves it half of the way.
+    assert torch.allclose(trainer.module[1].weight, (seen[0] + seen[1]) / 2, atol=1e-6)
+
+
+def test_a_run_that_is_cut_anywhere_ends_with_the_same_weights(tmp_path):
+    """Everything that has a state: dropout, momentum, moving average, mixup, augmentation."""
+    train = random_split(30)
+    changes = {"epochs": 3, "batch_size": 8, "ema": 0.8, "mixup": 0.3, "augment": "flip,erase"}
+
+    def trainer(**more):
+        torch.manual_seed(0)
+        module = nn.Sequential(nn.Flatten(), nn.Dropout(0.3), nn.Linear(64, 3))
+        return trainer_of(train, arguments(**changes, **more), module)
+
+    for optimizer in ("sgd", "adamw"):
+        whole = trainer(optimizer=optimizer)
+        fit(whole)
+        folder = tmp_path / optimizer
+        cuts = random.Random(0).sample(range(1, 12), 3)
+        for cut in sorted(cuts):
+            part = trainer(optimizer=optimizer, checkpoint_dir=str(folder))
+            part._resume("hash")
+            step = part._step
+
+            def cutting_step(*args, part=part, step=step, cut=cut, **kwargs):
+                if (part.epoch - 1) * 4 + part.steps_done == cut:
+                    raise KeyboardInterrupt
+                step(*args, **kwargs)
+
+            part._step = cutting_step
+            with pytest.raises(KeyboardInterrupt):
+                fit(part)
+        rows = []
+        last = trainer(optimizer=optimizer, checkpoint_dir=str(folder))
+        fit(last, rows)
+        assert last.epoch == 4
+        assert [row["epoch"] for row in rows] == ["1", "2", "3"]
+        for ours, theirs in zip(last.module.parameters(), whole.module.parameters()):
+            assert torch.equal(ours, theirs)
+
+
+def network(channels, classes):
+    torch.manual_seed(0)
+    return build_model("small_resnet", channels, classes)
 
 
 def test_it_can_learn_one_batch_by_heart(data_dir):
     batch = as_split(*fashion_mnist(data_dir, 64))
-    torch.manual_seed(0)
-    args = arguments(epochs=40)
-    classifier = training.new_classifier(args, batch)
-    best = fit(classifier, batch, batch, args, StopRequest())
-    assert best.metrics["valid_accuracy"] == 1.0
+    trainer = trainer_of(batch, arguments(epochs=40, precision="auto"), network(1, 10))
+    assert fit(trainer).metrics["valid_accuracy"] == 1.0
 
 
 def test_it_learns_real_pictures_and_forgives_a_shift(data_dir):
     images, labels = fashion_mnist(data_dir, 2500)
     train, valid = as_split(images[:2000], labels[:2000]), as_split(images[2000:], labels[2000:])
-    torch.manual_seed(0)
-    args = arguments(epochs=5, augment="shift-flip", lr=0.1)
-    classifier = training.new_classifier(args, train)
-    best = fit(classifier, train, valid, args, StopRequest())
-    assert best.metrics["valid_accuracy"] > 0.75
+    args = arguments(epochs=5, augment="shift-flip", lr=0.1, precision="auto")
+    trainer = trainer_of(train, args, network(1, 10), valid)
+    assert fit(trainer).metrics["valid_accuracy"] > 0.75
 
     # Nothing about a garment changes when it lies a pixel further, or is seen in a mirror.
+    preprocessing = trainer.train.preprocessing
+    classifier = Classifier("small_resnet", trainer.module, preprocessing, train.class_names)
     predicted = classifier.probabilities(valid.images).argmax(1)
     for changed in (valid.images.roll(1, dims=3), valid.images.flip(3)):
         same = classifier.probabilities(changed).argmax(1) == predicted
