@@ -14,7 +14,7 @@ from PIL import Image
 
 METRIC_LINE = re.compile(
     r"^epoch=\d+ train_loss=\d+\.\d{4} train_accuracy=[01]\.\d{4} valid_loss=\d+\.\d{4} "
-    r"valid_accuracy=[01]\.\d{4} lr=\S+ seconds=\d+\.\d$",
+    r"valid_accuracy=[01]\.\d{4} lr=\S+ seconds=\d+\.\d data_seconds=\d+\.\d$",
     re.MULTILINE,
 )
 LAST_LINE = re.compile(

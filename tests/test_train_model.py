@@ -249,19 +249,14 @@ def test_sigterm_ends_the_training_and_saves_the_best_model(stripes, tmp_path):
 def test_a_training_killed_at_random_ends_with_the_weights_of_an_unbroken_one(
     run_script, training_job, stripes, tmp_path
 ):
-    """kill -9, three times, then once more to the end; as training_job but for the checkpoints."""
+    """kill -9, twice, then once more to the end; as training_job but for the checkpoints."""
+    checkpoints, model, output = (tmp_path / name for name in ("checkpoints", "model", "output"))
     words = ("--epochs", 4, "--batch-size", 16, "--lr", 0.05, "--checkpoint-seconds", 0)
-    places = {
-        "train": stripes / "train",
-        "valid": stripes / "valid",
-        "checkpoint-dir": tmp_path / "checkpoints",
-        "model-dir": tmp_path / "model",
-        "output-data-dir": tmp_path / "output",
-    }
-    words += tuple(word for name, place in places.items() for word in (f"--{name}", place))
+    words += ("--train", stripes / "train", "--valid", stripes / "valid")
+    words += ("--checkpoint-dir", checkpoints, "--model-dir", model, "--output-data-dir", output)
     command = [str(word) for word in (sys.executable, ROOT / "train_model.py", *words)]
     wait = random.Random(0)
-    for _ in range(3):
+    for _ in range(2):
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         while not process.stdout.readline().startswith("training "):
             assert process.poll() is None
@@ -271,25 +266,35 @@ def test_a_training_killed_at_random_ends_with_the_weights_of_an_unbroken_one(
     process = run_script("train_model.py", *words)
     assert process.returncode == 0, process.stderr
     assert "resumed at epoch " in process.stdout
-    first = (training_job[1] / "model.safetensors").read_bytes()
-    assert (tmp_path / "model" / "model.safetensors").read_bytes() == first
+    whole = training_job[1] / "model.safetensors", training_job[2] / "history.csv"
+    assert (model / "model.safetensors").read_bytes() == whole[0].read_bytes()
+    # All but the last two columns, which are seconds.
     curves = [
-        [row[:6] for row in csv.reader(path.open())]
-        for path in (training_job[2] / "history.csv", tmp_path / "output" / "history.csv")
+        [row[:6] for row in csv.reader(path.read_text().splitlines())]
+        for path in (whole[1], output / "history.csv")
     ]
     assert curves[0] == curves[1]
 
-    # A torn latest checkpoint costs the steps since the one before, not the run.
-    latest = max((tmp_path / "checkpoints").iterdir())
-    latest.write_bytes(latest.read_bytes()[:-1000])
-    process = run_script("train_model.py", *words)
-    assert f"{latest.name} is damaged" in process.stdout
-    assert (tmp_path / "model" / "model.safetensors").read_bytes() == first
 
-    # Other data: told, not used, and not lost either.
-    process = run_script("train_model.py", *words, "--train", stripes / "valid", "--epochs", 1)
-    assert "a checkpoint of another run or other data: not used" in process.stdout
-    assert "resumed" not in process.stdout
+def test_torn_and_foreign_checkpoints_are_told_and_not_used(stripes, tmp_path, capsys):
+    folder = tmp_path / "checkpoints"
+    words = ("--epochs", 2, "--batch-size", 32, "--checkpoint-dir", folder)
+    assert train_here(stripes, tmp_path, *words) == 0
+    weights = (tmp_path / "model" / "model.safetensors").read_bytes()
+    latest = max(folder.iterdir())
+    latest.write_bytes(latest.read_bytes()[:-1000])
+    capsys.readouterr()
+
+    assert train_here(stripes, tmp_path, *words) == 0
+    told = capsys.readouterr().out
+    assert f"{latest.name} is damaged or of another run: going back to the one before" in told
+    assert "resumed at epoch 2 after 0 of its steps" in told
+    assert (tmp_path / "model" / "model.safetensors").read_bytes() == weights
+
+    assert train_here(stripes, tmp_path, *words, "--lr", 0.1) == 0
+    told = capsys.readouterr().out
+    assert told.count("a checkpoint of another run or other data: not used") == 2
+    assert "resumed" not in told
     assert latest.exists()
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 
 import torch
-from torchvision.transforms import v2
 
 from vision.errors import ExpectedError
 
@@ -15,18 +14,7 @@ SHIFT = 12
 CROP_SCALE = (0.35, 1.0)
 
 
-def _shift(size: int, fill: Sequence[int]) -> Transform:
-    # What a shift uncovers repeats the edge, so that dark and light backgrounds both go on.
-    return v2.RandomCrop(size, padding=max(1, size // SHIFT), padding_mode="edge")
-
-
-AUGMENTATIONS: dict[str, Callable[[int, Sequence[int]], Transform]] = {
-    "shift": _shift,
-    "flip": lambda size, fill: v2.RandomHorizontalFlip(),
-    "crop": lambda size, fill: v2.RandomResizedCrop(size, scale=CROP_SCALE, antialias=True),
-    "color": lambda size, fill: v2.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3),
-    "erase": lambda size, fill: v2.RandomErasing(p=0.5, scale=(0.02, 0.2), value=list(fill)),
-}
+AUGMENTATIONS = ("shift", "flip", "crop", "color", "erase")
 
 
 def parse_augment(text: str) -> tuple[str, ...]:
@@ -51,6 +39,18 @@ def build_augment(names: Sequence[str], size: int, mean: Sequence[float]) -> Tra
     value a channel, white is 1) fills what is erased. The draws come from PyTorch's global
     generator.
     """
+    if not names:
+        return None
+    # Takes two seconds to import, which --help and the training of a head alone can spare.
+    from torchvision.transforms import v2
+
     fill = [round(255 * value) for value in mean]
-    steps = [AUGMENTATIONS[name](size, fill) for name in names]
-    return v2.Compose(steps) if steps else None
+    steps = {
+        # What a shift uncovers repeats the edge, so that dark and light backgrounds both go on.
+        "shift": lambda: v2.RandomCrop(size, padding=max(1, size // SHIFT), padding_mode="edge"),
+        "flip": lambda: v2.RandomHorizontalFlip(),
+        "crop": lambda: v2.RandomResizedCrop(size, scale=CROP_SCALE, antialias=True),
+        "color": lambda: v2.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3),
+        "erase": lambda: v2.RandomErasing(p=0.5, scale=(0.02, 0.2), value=fill),
+    }
+    return v2.Compose([steps[name]() for name in names])

@@ -81,29 +81,3 @@ class SmallResNet(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.fc(self.blocks(self.stem(x)).mean(dim=(2, 3)))
-
-
-class Network(nn.Module):
-    def __init__(self, name, channels, num_classes):
-        super().__init__()
-        net = build_model(name, channels, num_classes)
-        fc = net.fc
-        net.fc = nn.Identity()
-        self.backbone, self.head = net, nn.Sequential(fc)
-
-    def forward(self, x):
-        return self.head(self.backbone(x))
-
-    def set_trainable(self, what):
-        pass
-
-
-_old = build_model
-
-
-def build_model2(name, channels, num_classes, *, pretrained=False, head_hidden=(), dropout=0.0):
-    return Network(name, channels, num_classes)
-
-
-def pretrained_preprocessing(name, size):
-    pass

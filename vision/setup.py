@@ -26,8 +26,7 @@ from vision.data import (
 from vision.errors import ExpectedError
 from vision.features import cached_features
 from vision.feeds import FeatureFeed, Feed, PictureFeed
-from vision.models import build_model2 as build_model
-from vision.models import pretrained_preprocessing
+from vision.models import build_model, pretrained_preprocessing
 from vision.preprocessing import Preprocessing
 
 DRY_RUN_PICTURES = 16

@@ -90,9 +90,7 @@ def test_half_a_file_of_a_killed_process_is_swept_away(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_costs_the_checkpoint_not_the_training(
-    checkpoints, tmp_path, said, monkeypatch
-):
+def test_a_full_disk_costs_the_checkpoint_only(checkpoints, tmp_path, said, monkeypatch):
     checkpoints.save(1, *state(1))
 
     def full(descriptor):

@@ -8,6 +8,8 @@ from vision.errors import ExpectedError
 from vision.feeds import FeatureFeed, PictureFeed, load, plan
 from vision.preprocessing import Preprocessing
 
+ALONE = Group()
+
 
 def split_of(count, size=8, classes=3):
     images = torch.arange(count, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, size, size)
@@ -50,7 +52,7 @@ def test_the_sampler_draws_rare_classes_as_often_as_frequent_ones():
     assert shares.tolist() == pytest.approx([1 / 3] * 3, abs=0.04)
 
 
-def read(feed, group=Group(), workers=0, first=0, batch_size=20):
+def read(feed, group=ALONE, workers=0, first=0, batch_size=20):
     steps = plan(feed.labels, batch_size, balanced=False, seed=0, epoch=1)
     return list(load(feed, steps, first, 0, 1, group, workers))
 
