@@ -26,7 +26,8 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from vision.classifier import Classifier, fit_temperature
+from vision.calibration import fit_temperature
+from vision.classifier import Classifier
 from vision.cli import ArgumentParser, add_dry_run, ranged, run
 from vision.data import Split
 from vision.training import (

@@ -174,14 +174,3 @@ def load_classifier(folder: str | Path, device: str | torch.device = "cpu") -> C
         threshold,
         facts,
     )
-
-
-def fit_temperature(logits: torch.Tensor, labels: torch.Tensor) -> float:
-    """Return the temperature of least cross-entropy for logits (N, classes), labels (N).
-
-    Searched over 1/10 to 10, in steps of 1%: the curve has one minimum and is flat around it,
-    and the limits keep a perfect validation score from asking for temperature zero.
-    """
-    candidates = 10 ** torch.linspace(-1, 1, 463)
-    losses = torch.stack([nn.functional.cross_entropy(logits / t, labels) for t in candidates])
-    return candidates[losses.argmin()].item()

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from vision.classifier import Classifier, fit_temperature, load_classifier
+from vision.classifier import Classifier, load_classifier
 from vision.errors import ExpectedError
 from vision.models import build_model
 from vision.preprocessing import Preprocessing
@@ -99,19 +99,6 @@ def test_a_damaged_model_is_told_in_one_sentence(classifier, tmp_path, file, con
     with pytest.raises(ExpectedError, match=sentence) as caught:
         load_classifier(tmp_path)
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("true_temperature", [0.5, 1.0, 3.0])
-def test_the_temperature_is_found_again(true_temperature):
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(20_000, 5, generator=generator) * 3
-    labels = torch.multinomial(torch.softmax(logits, 1), 1, generator=generator).flatten()
-    found = fit_temperature(logits * true_temperature, labels)
-    assert found == pytest.approx(true_temperature, rel=0.05)
-
-
-def test_a_perfect_score_keeps_a_positive_temperature():
-    assert fit_temperature(torch.eye(4) * 50, torch.arange(4)) > 0
 
 
 def test_under_the_threshold_no_label_is_given(classifier):
