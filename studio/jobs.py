@@ -17,9 +17,18 @@ from studio.cloud import ROOT
 FINAL = ("Completed", "Failed", "Stopped")
 POLL_LOCAL, POLL_AWS = 0.5, 10  # Seconds between looks.
 # What the scripts of this project print for people; the drivers around them print much more.
-OUR_LINES = re.compile(r"^(read |training |epoch=|no better|best_|stopped|saved|accuracy=|error)")
+OUR_LINES = re.compile(
+    r"^(read |training |resumed|epoch=|no better|best_|threshold=|stopped|saved|accuracy=|error)"
+)
 # What a job needs of this project, and nothing else.
-SOURCE = ("train_model.py", "hpo.py", "evaluate.py", "inference.py", "vision")
+SOURCE = (
+    "train_model.py",
+    "hpo.py",
+    "extract_features.py",
+    "evaluate.py",
+    "inference.py",
+    "vision",
+)
 JOB_KINDS = {
     "TrainingJob": ("describe_training_job", "/aws/sagemaker/TrainingJobs"),
     "ProcessingJob": ("describe_processing_job", "/aws/sagemaker/ProcessingJobs"),

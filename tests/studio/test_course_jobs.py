@@ -1,0 +1,99 @@
+"""The entry points as SageMaker jobs: what the functions promise must hold there, too."""
+
+import io
+import subprocess
+import sys
+import tarfile
+import time
+
+import pytest
+from sagemaker.core.training.configs import (
+    CheckpointConfig,
+    Compute,
+    InputData,
+    SourceCode,
+    StoppingCondition,
+)
+from sagemaker.train import ModelTrainer
+from sagemaker.train.distributed import Torchrun
+
+from studio.cloud import ROOT
+from studio.jobs import LogReader, follow, history, latest_job, stage_source
+from vision.classifier import load_classifier
+
+
+@pytest.fixture(scope="module")
+def source_dir(tmp_path_factory):
+    return stage_source(tmp_path_factory.mktemp("source") / "source")
+
+
+@pytest.fixture(scope="module")
+def inputs(cloud, stripes):
+    return [
+        InputData(
+            channel_name=name,
+            data_source=cloud.session.upload_data(
+                str(stripes / name), cloud.bucket, f"data/{name}"
+            ),
+        )
+        for name in ("train", "valid")
+    ]
+
+
+def artifact(cloud, job, folder):
+    """Download and unpack the model of a job; return its classifier."""
+    uri = job["ModelArtifacts"]["S3ModelArtifacts"].removeprefix(f"s3://{cloud.bucket}/")
+    body = cloud.client("s3").get_object(Bucket=cloud.bucket, Key=uri)["Body"].read()
+    with tarfile.open(fileobj=io.BytesIO(body)) as tar:
+        tar.extractall(folder, filter="data")
+    return load_classifier(folder)
+
+
+def test_two_hosts_and_an_interruption_leave_the_learning_curve_as_it_is(
+    cloud, source_dir, inputs, run_script, stripes, tmp_path, capsys
+):
+    """Two spot hosts under torchrun, taken away once, against one process in one go."""
+    hyperparameters = {"epochs": 20, "batch-size": 24, "lr": 0.05, "precision": "float32"}
+    trainer = ModelTrainer(
+        training_image=cloud.training_image,
+        source_code=SourceCode(source_dir=source_dir, entry_script="train_model.py"),
+        compute=Compute(
+            instance_type="ml.m5.large", instance_count=2, enable_managed_spot_training=True
+        ),
+        distributed=Torchrun(process_count_per_node=1),
+        checkpoint_config=CheckpointConfig(s3_uri=cloud.s3_uri("checkpoints")),
+        stopping_condition=StoppingCondition(
+            max_runtime_in_seconds=300, max_wait_time_in_seconds=600
+        ),
+        hyperparameters=hyperparameters,
+        base_job_name=f"{cloud.run}-hosts",
+        role=cloud.role,
+        sagemaker_session=cloud.session,
+    )
+    trainer.train(input_data_config=inputs, wait=False, logs=False)
+    name = latest_job(cloud, f"{cloud.run}-hosts")
+    log = LogReader(cloud.client("logs"), "/aws/sagemaker/TrainingJobs", name)
+    while not any(line.startswith("epoch=2 ") for line in log.new_lines()):
+        time.sleep(0.1)
+    subprocess.run([sys.executable, "-m", "local_cloud", "interrupt", name], cwd=ROOT, check=True)
+    job = follow(cloud, name)
+    assert "resumed at epoch " in capsys.readouterr().out
+    statuses = [each["Status"] for each in job["SecondaryStatusTransitions"]]
+    assert statuses.count("Interrupted") == 1
+
+    words = [word for pair in hyperparameters.items() for word in (f"--{pair[0]}", pair[1])]
+    alone = run_script(
+        *("train_model.py", *words),
+        *("--model-dir", tmp_path / "alone", "--output-data-dir", tmp_path / "output"),
+        SM_CHANNEL_TRAIN=stripes / "train",
+        SM_CHANNEL_VALID=stripes / "valid",
+    )
+    assert alone.returncode == 0, alone.stderr
+    ours, theirs = artifact(cloud, job, tmp_path / "hosts"), load_classifier(tmp_path / "alone")
+    assert ours.facts["processes"] == 2
+    for one, two in zip(ours.model.parameters(), theirs.model.parameters(), strict=True):
+        assert (one - two).abs().max() < 1e-4
+    curve = history(cloud, job)[["train_loss", "valid_loss", "valid_accuracy"]]
+    lines = (tmp_path / "output" / "history.csv").read_text().splitlines()
+    expected = [[float(row.split(",")[i]) for i in (1, 3, 4)] for row in lines[1:]]
+    assert curve.to_numpy().tolist() == pytest.approx(expected, abs=2e-4)
