@@ -1,0 +1,2 @@
+def cached_features(*a):
+    raise NotImplementedError
