@@ -9,6 +9,7 @@ from samples import encode, huge_png, link, noise, write_stripes, write_tar
 
 from vision.data import (
     channel_statistics,
+    hash_split,
     list_split,
     load_split,
     natural_shape,
@@ -56,6 +57,7 @@ def test_tar_files_and_class_folders_give_the_same_split(folder, tmp_path):
     from_folder, from_tar = load(folder), load(shards)
     assert from_tar.names == from_folder.names
     assert from_tar.data_hash == from_folder.data_hash
+    assert hash_split(list_split(shards)) == from_folder.data_hash
     assert torch.equal(from_tar.images, from_folder.images)
     assert torch.equal(from_tar.labels, from_folder.labels)
 
