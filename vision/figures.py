@@ -82,7 +82,8 @@ def reliability(
             axes.plot(confidence, accuracy, style, color=color, label=label)
         for each in after:
             width = each["high"] - each["low"]
-            counts.bar(each["low"], each["count"], width, align="edge", edgecolor="white")
+            style = {"color": "#0072B2", "edgecolor": "white"}
+            counts.bar(each["low"], each["count"], width, align="edge", **style)
         axes.set(ylabel="share that is right", ylim=(-0.03, 1.03), title="Confidence and accuracy")
         axes.legend(loc="upper left")
         counts.set(xlabel="confidence", ylabel="pictures", xlim=(-0.01, 1.01))
@@ -105,7 +106,7 @@ def coverage(confidence: np.ndarray, correct: np.ndarray, threshold: float) -> F
             axes.plot(*point, "D", color="#D55E00", markersize=8, label=label)
             axes.legend(loc="lower left")
         axes.set(xlabel="share of pictures that get an answer", ylabel="share of answers right")
-        axes.set(xlim=(0, 1.02), ylim=(min(0.5, *precision) - 0.02, 1.02))
+        axes.set(xlim=(0, 1.02), ylim=(min(0.8, *precision) - 0.02, 1.02))
         axes.set_title("What it costs to answer only when sure")
     return figure
 

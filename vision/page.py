@@ -21,9 +21,9 @@ CAPTIONS = {
     "label_suspects": "labelled {given}\nrather {suggested}, {confidence:.0%}",
 }
 BASELINES = {
-    "majority": "Always the most common class",
-    "logistic_regression": "Logistic regression on frozen features",
-    "previous_model": "The previous model",
+    "majority": "naming always the most common class",
+    "logistic_regression": "a logistic regression on frozen features",
+    "previous_model": "the previous model",
 }
 # Sharp at the size of a tile on a phone, and 48 of them in colour are a page of some 2 MB.
 TILE_SIZE = 128
@@ -74,8 +74,8 @@ def verdict(name: str, baseline: Mapping[str, Any]) -> str:
     p = baseline["mcnemar"]["p_value"]
     chance = "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
     if p >= SIGNIFICANT:
-        return f"{name} cannot be told apart from this model: {of}, {chance}."
-    return f"{name} is {'worse' if this > other else 'better'} than this model: {of}, {chance}."
+        return f"The model cannot be told apart from {name}: {of}, {chance}."
+    return f"The model does {'better' if this > other else 'worse'} than {name}: {of}, {chance}."
 
 
 def hardest(report: Mapping[str, Any]) -> str:
@@ -97,8 +97,8 @@ def hardest(report: Mapping[str, Any]) -> str:
 def _confidence(calibration: Mapping[str, Any]) -> str:
     before, after = calibration["before"]["ece"], calibration["after"]["ece"]
     return (
-        f"The confidence is off by {percent(after)} on average, and would be by {percent(before)} "
-        f"without the temperature of {calibration['temperature']:.2f}."
+        f"The confidence is off by {100 * after:.1f} percentage points on average, and would be by "
+        f"{100 * before:.1f} without the temperature of {calibration['temperature']:.2f}."
     )
 
 
@@ -111,10 +111,11 @@ def _abstention(abstention: Mapping[str, Any]) -> str:
     low, high = abstention["precision_interval_95"]
     chosen = abstention["validation"]
     wanted = f"; {percent(chosen['wanted_precision'])} was wanted" if chosen else ""
+    covered, precision = percent(abstention["coverage"]), percent(abstention["precision"])
     return (
-        f"With a confidence of at least {threshold:.2f} it answers {percent(abstention['coverage'])}"
-        f" of the pictures, and {percent(abstention['precision'])} of these answers are right "
-        f"(95% interval {percent(low)} to {percent(high)}{wanted})."
+        f"With a confidence of at least {threshold:.2f} the model answers {covered} of the "
+        f"pictures, and {precision} of these answers are right (95% interval {percent(low)} to "
+        f"{percent(high)}{wanted})."
     )
 
 
