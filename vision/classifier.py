@@ -12,15 +12,14 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as tensors_to_bytes
-from torch import nn
 
 from vision.errors import ExpectedError
-from vision.models import MODEL_NAMES, build_model
+from vision.models import MODEL_NAMES, Network, build_model
 from vision.preprocessing import Preprocessing, decode, open_picture
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 # The version of model.json; a reader refuses one that it does not know.
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 # One forward pass takes 256 small pictures, or as many as have 4 million values: 27 of 224×224 in
 # colour, which even VGG-16 can hold in 2 GB.
 MAX_BATCH = 256
@@ -36,7 +35,7 @@ class Classifier:
     """
 
     model_name: str
-    model: nn.Module
+    model: Network
     preprocessing: Preprocessing
     class_names: list[str]
     temperature: float = 1.0
@@ -79,6 +78,8 @@ class Classifier:
         return {
             "schema_version": SCHEMA_VERSION,
             "architecture": self.model_name,
+            "head_hidden": list(self.model.head_hidden),
+            "dropout": self.model.dropout,
             "class_names": self.class_names,
             **asdict(self.preprocessing),
             "temperature": self.temperature,
@@ -145,8 +146,16 @@ def load_classifier(folder: str | Path, device: str | torch.device = "cpu") -> C
             tuple(described["mean"]),
             tuple(described["std"]),
         )
-        model = build_model(name, preprocessing.channels, len(class_names))
-        model.load_state_dict(load_tensors((folder / WEIGHTS).read_bytes()))
+        # Built without memory: drawing VGG-16's first weights would take longer than reading them.
+        with torch.device("meta"):
+            model = build_model(
+                name,
+                preprocessing.channels,
+                len(class_names),
+                head_hidden=described["head_hidden"],
+                dropout=described["dropout"],
+            )
+        model.load_state_dict(load_tensors((folder / WEIGHTS).read_bytes()), assign=True)
         temperature, threshold = described["temperature"], described["threshold"]
     except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
@@ -156,6 +165,8 @@ def load_classifier(folder: str | Path, device: str | torch.device = "cpu") -> C
     known = {
         "schema_version",
         "architecture",
+        "head_hidden",
+        "dropout",
         "class_names",
         "image_size",
         "channels",

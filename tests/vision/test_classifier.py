@@ -7,14 +7,14 @@ import torch
 
 from vision.classifier import Classifier, load_classifier
 from vision.errors import ExpectedError
-from vision.models import build_model
+from vision.models import build_model, pretrained_preprocessing
 from vision.preprocessing import Preprocessing
 
 
 @pytest.fixture
 def classifier():
     torch.manual_seed(0)
-    model = build_model("small_resnet", 1, 3)
+    model = build_model("small_resnet", 1, 3, head_hidden=(6, 5), dropout=0.25)
     preprocessing = Preprocessing(16, 1, (0.3,), (0.4,))
     facts = {"metrics": {"valid_accuracy": 0.5}, "data_hash": "abc"}
     return Classifier("small_resnet", model, preprocessing, ["b", "a", "c"], 1.7, 0.4, facts)
@@ -31,12 +31,28 @@ def test_what_is_saved_comes_back(classifier, images, tmp_path):
     assert torch.equal(loaded.probabilities(images), classifier.probabilities(images))
     assert loaded.description() == classifier.description()
     assert not loaded.model.training
+    assert str(loaded.model) == str(classifier.model)
+    assert all(p.requires_grad for p in loaded.model.parameters())
+
+
+def test_loading_downloads_nothing_and_leaves_the_random_numbers_alone(tmp_path, monkeypatch):
+    model = build_model("resnet18", 3, 2)
+    preprocessing = pretrained_preprocessing("resnet18", 32)
+    Classifier("resnet18", model, preprocessing, ["a", "b"]).save(tmp_path)
+    monkeypatch.setattr(torch.hub, "download_url_to_file", None)
+    state = torch.get_rng_state()
+    loaded = load_classifier(tmp_path)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert loaded.preprocessing == preprocessing
+    pairs = zip(loaded.model.state_dict().items(), model.state_dict().items(), strict=True)
+    assert all(ours[0] == other[0] and torch.equal(ours[1], other[1]) for ours, other in pairs)
 
 
 def test_the_description_fulfils_the_contract(classifier, tmp_path):
     classifier.save(tmp_path, [(__file__, "inference.py"), (Path(__file__).parent, "vision")])
     described = json.loads((tmp_path / "model.json").read_text())
-    assert described["architecture"] == "small_resnet"
+    assert (described["schema_version"], described["architecture"]) == (2, "small_resnet")
+    assert (described["head_hidden"], described["dropout"]) == ([6, 5], 0.25)
     assert described["class_names"] == ["b", "a", "c"]
     assert (described["image_size"], described["channels"]) == (16, 1)
     assert (described["mean"], described["std"]) == ([0.3], [0.4])
@@ -85,7 +101,8 @@ def test_a_full_disk_leaves_the_older_model_whole(classifier, tmp_path, monkeypa
         ("model.json", "{", "is damaged"),
         ("model.json", "[]", "is damaged"),
         ("model.json", '{"schema_version": 99}', "has version 99"),
-        ("model.json", '{"schema_version": 1, "architecture": "os.system"}', "is damaged"),
+        ("model.json", '{"schema_version": 1}', "has version 1, this program reads 2"),
+        ("model.json", '{"schema_version": 2, "architecture": "os.system"}', "is damaged"),
         ("model.safetensors", "", "is damaged"),
         ("model.safetensors", "\x80\x04pickled", "is damaged"),
     ],
