@@ -20,6 +20,11 @@ def house_style() -> AbstractContextManager:
     return matplotlib.style.context(STYLE)
 
 
+def _plain(text: str) -> str:
+    """Keep matplotlib from reading what stands between two dollar signs as a formula."""
+    return text.replace("$", r"\$")
+
+
 def confusion_matrix(counts: Sequence[Sequence[int]], class_names: Sequence[str]) -> Figure:
     """Draw counts (classes, classes), rows true and columns predicted, as shares of each row."""
     matrix = np.asarray(counts)
@@ -30,9 +35,9 @@ def confusion_matrix(counts: Sequence[Sequence[int]], class_names: Sequence[str]
         axes = figure.subplots()
         image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
         figure.colorbar(image, label="share of the true class", shrink=0.8)
-        ticks = range(len(class_names))
-        axes.set_xticks(ticks, class_names, rotation=45, ha="right", rotation_mode="anchor")
-        axes.set_yticks(ticks, class_names)
+        ticks, names = range(len(class_names)), [_plain(name) for name in class_names]
+        axes.set_xticks(ticks, names, rotation=45, ha="right", rotation_mode="anchor")
+        axes.set_yticks(ticks, names)
         axes.set(xlabel="predicted", ylabel="true", title=f"Confusion of {matrix.sum()} pictures")
         axes.grid(False)
         if len(class_names) <= MAX_CLASSES_WITH_NUMBERS:
@@ -59,7 +64,7 @@ def per_class(scores: Mapping[str, Mapping[str, float]]) -> Figure:
         axes.hlines(rows, precision, recall, color="#bbbbbb", linewidth=2)
         axes.plot(precision, rows, "o", label="precision (of those called so, how many are)")
         axes.plot(recall, rows, "s", label="recall (of those that are, how many are found)")
-        axes.set_yticks(rows, [f"{name} ({scores[name]['support']})" for name in names])
+        axes.set_yticks(rows, [f"{_plain(name)} ({scores[name]['support']})" for name in names])
         axes.set_xlim(min(0.5, *precision, *recall) - 0.02, 1.02)
         axes.set(xlabel="share", title="Precision and recall of each class (number of pictures)")
         figure.legend(loc="outside lower left", ncols=1)
@@ -118,12 +123,13 @@ def pictures(items: Sequence[Mapping[str, Any]], title: str) -> Figure:
     the same kind that is drawn below it, or None.
     """
     columns = min(6, max(1, len(items)))
-    rows = math.ceil(len(items) / columns)
+    rows = max(1, math.ceil(len(items) / columns))
     layers = 2 if any(item["looked"] is not None for item in items) else 1
+    height = (0.6 + 1.7 * layers) * rows + 0.4
     with house_style():
-        figure = Figure(figsize=(1.7 * columns + 0.2, max(1, (0.6 + 1.7 * layers) * rows) + 0.4))
-        figure.suptitle(title)
-        grid = figure.subplots(max(1, rows * layers), columns, squeeze=False)
+        figure = Figure(figsize=(max(4, 1.7 * columns + 0.2), height))
+        figure.suptitle(title if items else f"{title}: none")
+        grid = figure.subplots(rows * layers, columns, squeeze=False)
         for axes in grid.flat:
             axes.axis("off")
         for i, item in enumerate(items):
@@ -132,7 +138,9 @@ def pictures(items: Sequence[Mapping[str, Any]], title: str) -> Figure:
                 axes = grid[row * layers + layer, column]
                 axes.imshow(item[key], cmap="gray", vmin=0, vmax=255)
             caption = grid[row * layers, column]
-            caption.set_title(item["caption"], fontsize=8, fontweight="normal", loc="center")
+            caption.set_title(
+                _plain(item["caption"]), fontsize=8, fontweight="normal", loc="center"
+            )
     return figure
 
 
