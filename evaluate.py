@@ -2,42 +2,54 @@
 
     python evaluate.py --model-dir build/model --test data/test --output build/evaluation
     python evaluate.py --model-dir build/model --test data/test --min-accuracy 0.9
+    python evaluate.py --model-dir build/model --test data/test --train data/train
+    python evaluate.py --model-dir build/model --test data/test --previous-model build/previous
     python evaluate.py --model-dir build/model --test data/test --dry-run      # a few pictures
 
-<output> gets evaluation.json (accuracy with its 95% interval, every class, the confusion matrix,
-calibration, the most confident mistakes), predictions.csv, and the pictures confusion_matrix.png,
-per_class.png and worst_mistakes.png. With --min-accuracy a model below it ends the job with code
-1, after the report is written.
+<output> gets
+
+    evaluation.html          the report as one page that needs no script and no other file
+    evaluation.json          its numbers; docs/evaluation.schema.json tells what each means
+    predictions.csv          true class, predicted class and confidence of every picture
+    confusion_matrix.png, per_class.png, reliability.png, coverage.png    the page's figures
+    worst_mistakes.png, least_confident_hits.png, label_suspects.png      pictures to look at
+
+The model is compared with naming always the most common class; with --train, with a logistic
+regression on frozen features; and with --previous-model. With --min-accuracy a model below it
+ends the job with code 1, after the report is written.
 """
 
 import argparse
 import csv
 import gzip
 import json
+import os
+import shutil
 import sys
 import tarfile
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import binomtest
-from sklearn.metrics import confusion_matrix, log_loss, precision_recall_fscore_support
 
-from vision import figures
+from vision import baselines, figures, metrics, page
+from vision.calibration import confidences
 from vision.classifier import DESCRIPTION, Classifier, load_classifier
 from vision.cli import ArgumentParser, add_dry_run, ranged, run
-from vision.data import Split, check_all_seen, list_split, load_split, spread
+from vision.data import Entry, Split, check_all_seen, list_split, load_split, spread
 from vision.errors import ExpectedError
+from vision.explain import grad_cam
 
 # The version of evaluation.json, for whoever reads it by program.
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 # VGG-16, the largest architecture here, has 0.55 GB of weights.
 MAX_UNPACKED_BYTES = 2 * 1024**3
-CALIBRATION_BINS = 15
-WORST_MISTAKES = 12
+# Two rows of a figure.
+SHOWN_PICTURES = 12
 DRY_RUN_PICTURES = 16
 
 
@@ -52,6 +64,16 @@ def get_args_parser() -> ArgumentParser:
         "--test",
         default="/opt/ml/processing/test",
         help="pictures that neither training nor any choice has seen",
+    )
+    parser.add_argument(
+        "--train",
+        default="/opt/ml/processing/train",
+        help="training pictures for the logistic regression; left out where there are none",
+    )
+    parser.add_argument(
+        "--previous-model",
+        default="/opt/ml/processing/previous",
+        help="like --model-dir, the model to compare with; left out where there is none",
     )
     parser.add_argument(
         "--output", default="/opt/ml/processing/evaluation", help="where the report goes"
@@ -69,22 +91,34 @@ def main(args: argparse.Namespace) -> None:
     output = Path(args.output)
     output.mkdir(parents=True, exist_ok=True)
     classifier = read_model(Path(args.model_dir))
-    split = read_test(Path(args.test), classifier, args.dry_run)
+    entries = list_test(Path(args.test), classifier, args.dry_run)
+    shape = classifier.preprocessing
+    split = load_split(entries, classifier.class_names, shape.image_size, shape.channels)
 
     start = time.perf_counter()
-    probabilities = classifier.probabilities(split.images).numpy()
+    logits = classifier.logits(split.images).double()
     seconds = time.perf_counter() - start
-    check_all_seen(len(probabilities), split)
+    check_all_seen(len(logits), split)
+    before, probabilities = (
+        torch.softmax(logits / temperature, dim=1).numpy()
+        for temperature in (1.0, classifier.temperature)
+    )
 
-    report = make_report(classifier, split, probabilities)
+    report = make_report(classifier, split, before, probabilities)
     report["pictures_per_second"] = round(len(split) / seconds, 1)
-    write_report(report, split, probabilities, output)
+    predicted = probabilities.argmax(1)
+    answers = baselines.Answers(entries, split.labels.numpy(), predicted, split.class_names)
+    report |= compare(answers, classifier, args)
+    report["summary"] = page.summary(report)
+    write_report(report, classifier, split, probabilities, output)
     low, high = report["accuracy_interval_95"]
     print(
         f"accuracy={report['accuracy']:.4f} low={low:.4f} high={high:.4f} n={report['n']} "
         f"log_loss={report['log_loss']:.4f} ece={report['ece']:.4f}",
         flush=True,
     )
+    for sentence in report["left_out"]:
+        print(f"left out: {sentence}", flush=True)
     if args.min_accuracy is not None and report["accuracy"] < args.min_accuracy:
         raise ExpectedError(
             f"the accuracy of {report['accuracy']:.4f} is below the --min-accuracy of "
@@ -145,8 +179,8 @@ class _Limited:
         return data
 
 
-def read_test(folder: Path, classifier: Classifier, dry_run: bool) -> Split:
-    """Read the test pictures; raises ExpectedError where their classes are not the model's."""
+def list_test(folder: Path, classifier: Classifier, dry_run: bool) -> list[Entry]:
+    """List the test pictures; raises ExpectedError where their classes are not the model's."""
     entries = list_split(folder)
     found, known = {entry.class_name for entry in entries}, set(classifier.class_names)
     if found != known:
@@ -155,57 +189,38 @@ def read_test(folder: Path, classifier: Classifier, dry_run: bool) -> Split:
             f"{_names(found - known)}; only in the model: {_names(known - found)}): "
             "evaluate on the data set that the model was trained for"
         )
-    if dry_run:
-        entries = spread(entries, DRY_RUN_PICTURES)
-    shape = classifier.preprocessing
-    return load_split(entries, classifier.class_names, shape.image_size, shape.channels)
+    return spread(entries, DRY_RUN_PICTURES) if dry_run else entries
 
 
 def _names(names: set[str]) -> str:
     return ", ".join(sorted(names)) or "none"
 
 
-def make_report(classifier: Classifier, split: Split, probabilities: np.ndarray) -> dict[str, Any]:
-    """Return the content of evaluation.json for probabilities (N, classes)."""
-    labels = split.labels.numpy()
-    predicted, confidence = probabilities.argmax(1), probabilities.max(1)
-    numbers = list(range(len(split.class_names)))
-    correct = int((predicted == labels).sum())
-    interval = binomtest(correct, len(labels)).proportion_ci(method="wilson")
-    scores = precision_recall_fscore_support(labels, predicted, labels=numbers, zero_division=0.0)
-    mistakes = np.flatnonzero(predicted != labels)
-    worst = mistakes[np.argsort(-confidence[mistakes], kind="stable")][:WORST_MISTAKES]
+def make_report(
+    classifier: Classifier, split: Split, before: np.ndarray, probabilities: np.ndarray
+) -> dict[str, Any]:
+    """Return what evaluation.json says of the model alone.
+
+    For its probabilities (N, classes) before and after the logits were divided by the temperature.
+    """
+    labels, names = split.labels.numpy(), split.class_names
+    calibration = {
+        "temperature": classifier.temperature,
+        "before": metrics.calibration(labels, before),
+        "after": metrics.calibration(labels, probabilities),
+    }
     return {
         "schema_version": SCHEMA_VERSION,
         "n": len(labels),
-        "accuracy": correct / len(labels),
-        "accuracy_interval_95": [interval.low, interval.high],
-        "log_loss": log_loss(labels, probabilities, labels=numbers),
-        "ece": expected_calibration_error(confidence, predicted == labels),
-        "classes": {
-            name: {
-                "precision": float(precision),
-                "recall": float(recall),
-                "f1": float(f1),
-                "support": int(support),
-            }
-            for name, precision, recall, f1, support in zip(split.class_names, *scores, strict=True)
+        **metrics.classification(labels, probabilities, names),
+        "ece": calibration["after"]["ece"],
+        "calibration": calibration,
+        "abstention": {
+            **metrics.abstention(labels, probabilities, classifier.threshold),
+            "validation": classifier.facts.get("abstention"),
         },
-        "confusion_matrix": {
-            "class_names": split.class_names,
-            "rows": "true",
-            "columns": "predicted",
-            "counts": confusion_matrix(labels, predicted, labels=numbers).tolist(),
-        },
-        "worst_mistakes": [
-            {
-                "file": split.names[i],
-                "true": split.class_names[labels[i]],
-                "predicted": split.class_names[predicted[i]],
-                "confidence": float(confidence[i]),
-            }
-            for i in worst
-        ],
+        "counting": metrics.counting(labels, probabilities, names),
+        **notable_pictures(split, probabilities),
         "test_hash": split.data_hash,
         "model": {
             "architecture": classifier.model_name,
@@ -216,42 +231,170 @@ def make_report(classifier: Classifier, split: Split, probabilities: np.ndarray)
     }
 
 
-def expected_calibration_error(confidence: np.ndarray, correct: np.ndarray) -> float:
-    """Return the ECE over CALIBRATION_BINS bins of equal width (Guo et al. 2017, equation 3)."""
-    bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
-    gaps = np.bincount(bins, weights=correct - confidence, minlength=CALIBRATION_BINS)
-    return float(np.abs(gaps).sum() / len(confidence))
+def notable_pictures(split: Split, probabilities: np.ndarray) -> dict[str, Any]:
+    """Choose the worst mistakes, the least confident hits and the suspect labels to show."""
+    confidence, correct = confidences(probabilities, split.labels)
+    predicted = probabilities.argmax(1)
+    surest, least_sure = (np.argsort(key, kind="stable") for key in (-confidence, confidence))
+    suspects = metrics.label_suspects(split.labels.numpy(), probabilities)
+
+    def describe(numbers: np.ndarray, said: str, answered: str) -> list[dict[str, Any]]:
+        return [
+            {
+                "file": split.names[i],
+                said: split.class_names[split.labels[i]],
+                answered: split.class_names[predicted[i]],
+                "confidence": float(confidence[i]),
+            }
+            for i in numbers[:SHOWN_PICTURES]
+        ]
+
+    return {
+        "worst_mistakes": describe(surest[~correct[surest]], "true", "predicted"),
+        "least_confident_hits": describe(least_sure[correct[least_sure]], "true", "predicted"),
+        "label_suspects": {
+            "count": len(suspects),
+            "pictures": describe(suspects, "given", "suggested"),
+        },
+    }
+
+
+def compare(
+    answers: baselines.Answers, classifier: Classifier, args: argparse.Namespace
+) -> dict[str, Any]:
+    """Return the baselines, and in `left_out` why one is missing.
+
+    No fault of a comparison costs the report: it is a reason to leave that comparison out.
+    """
+    at_most = DRY_RUN_PICTURES if args.dry_run else baselines.MAX_PICTURES
+    left_out = []
+
+    def optional(what: str, folder: Path, measure: Callable[[], dict]) -> dict[str, Any] | None:
+        try:
+            if not folder.is_dir() or not any(folder.iterdir()):
+                raise ExpectedError(f"there is nothing in {folder}")
+            return measure()
+        except ExpectedError as error:
+            left_out.append(f"{what}, because {error}")
+            return None
+
+    train, previous = Path(args.train), Path(args.previous_model)
+    return {
+        "baselines": {
+            "majority": baselines.majority(answers, classifier.facts.get("train_counts")),
+            "logistic_regression": optional(
+                "the logistic regression on frozen features",
+                train,
+                lambda: baselines.logistic_regression(answers, train, at_most),
+            ),
+            "previous_model": optional(
+                "the comparison with the previous model",
+                previous,
+                lambda: baselines.previous_model(answers, read_model(previous)),
+            ),
+        },
+        "left_out": left_out,
+    }
 
 
 def write_report(
-    report: dict[str, Any], split: Split, probabilities: np.ndarray, output: Path
+    report: dict[str, Any],
+    classifier: Classifier,
+    split: Split,
+    probabilities: np.ndarray,
+    output: Path,
 ) -> None:
-    """Write evaluation.json, predictions.csv and the three pictures into `output`."""
-    text = json.dumps(report, indent=2, allow_nan=False) + "\n"
-    (output / "evaluation.json").write_text(text, encoding="utf-8")
-    with (output / "predictions.csv").open("w", newline="", encoding="utf-8") as file:
+    """Write all files beside their places first, then rename them, evaluation.json last."""
+    partial = output / f".partial-{os.getpid()}"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        write_predictions(partial / "predictions.csv", split, probabilities)
+        tiles = make_tiles(report, classifier, split)
+        write_figures(report, classifier, split, probabilities, tiles, partial)
+        text = page.render(report, tiles, partial)
+        (partial / "evaluation.html").write_text(text, encoding="utf-8")
+        text = json.dumps(report, indent=2, allow_nan=False) + "\n"
+        (partial / "evaluation.json").write_text(text, encoding="utf-8")
+        for path in sorted(partial.iterdir(), key=lambda path: path.name == "evaluation.json"):
+            path.replace(output / path.name)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_predictions(path: Path, split: Split, probabilities: np.ndarray) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(("file", "true", "predicted", "confidence"))
         for name, label, row in zip(split.names, split.labels, probabilities, strict=True):
             predicted = row.argmax()
             names = split.class_names[label], split.class_names[predicted]
             writer.writerow((name, *names, f"{row[predicted]:.6f}"))
-    matrix = report["confusion_matrix"]
-    figures.confusion_matrix(matrix["counts"], matrix["class_names"]).savefig(
-        output / "confusion_matrix.png"
-    )
-    figures.per_class(report["classes"]).savefig(output / "per_class.png")
-    picture_of = dict(zip(split.names, split.images, strict=True))
-    worst = [
-        {**mistake, "picture": to_picture(picture_of[mistake["file"]])}
-        for mistake in report["worst_mistakes"]
+
+
+def make_tiles(
+    report: dict[str, Any], classifier: Classifier, split: Split
+) -> dict[str, list[dict[str, Any]]]:
+    """Return the pictures to show, by group: `picture`, `looked` and what is said of each."""
+    groups = {
+        "worst_mistakes": report["worst_mistakes"],
+        "least_confident_hits": report["least_confident_hits"],
+        "label_suspects": report["label_suspects"]["pictures"],
+    }
+    number_of = {name: number for number, name in enumerate(split.names)}
+    return {
+        group: with_pictures(
+            [{**item, "caption": page.CAPTIONS[group].format(**item)} for item in items],
+            [number_of[item["file"]] for item in items],
+            classifier,
+            split,
+        )
+        for group, items in groups.items()
+    }
+
+
+def with_pictures(
+    items: Sequence[dict[str, Any]], numbers: list[int], classifier: Classifier, split: Split
+) -> list[dict[str, Any]]:
+    """Add to each item its picture and where the network looked for the class that it named."""
+    if not items:
+        return []
+    images = split.images[numbers]
+    named = [item.get("predicted", item.get("suggested")) for item in items]
+    targets = torch.tensor([split.class_names.index(name) for name in named])
+    X = classifier.preprocessing.normalise(images)
+    heat = grad_cam(classifier.model, classifier.model.cam_layer, X, targets)
+    pictures = [to_picture(image) for image in images]
+    return [
+        {**item, "picture": picture, "looked": figures.overlay(picture, where)}
+        for item, picture, where in zip(items, pictures, heat, strict=True)
     ]
-    figures.worst_mistakes(worst).savefig(output / "worst_mistakes.png")
 
 
 def to_picture(image: torch.Tensor) -> np.ndarray:
     """Turn a uint8 tensor (C, H, W) into an array (H, W) or (H, W, 3)."""
     return image.permute(1, 2, 0).squeeze(-1).numpy()
+
+
+def write_figures(
+    report: dict[str, Any],
+    classifier: Classifier,
+    split: Split,
+    probabilities: np.ndarray,
+    tiles: dict[str, list[dict[str, Any]]],
+    folder: Path,
+) -> None:
+    matrix, bins = report["confusion_matrix"], report["calibration"]
+    answers = confidences(probabilities, split.labels)
+    drawn = {
+        "confusion_matrix": figures.confusion_matrix(matrix["counts"], matrix["class_names"]),
+        "per_class": figures.per_class(report["classes"]),
+        "reliability": figures.reliability(bins["before"]["bins"], bins["after"]["bins"]),
+        "coverage": figures.coverage(*answers, classifier.threshold),
+        **{group: figures.pictures(tiles[group], page.TITLES[group]) for group in tiles},
+    }
+    for name, figure in drawn.items():
+        figure.savefig(folder / f"{name}.png")
 
 
 if __name__ == "__main__":

@@ -49,9 +49,36 @@ class Evaluation(dict):
         self.folder = Path(folder)
         super().__init__(json.loads((self.folder / "evaluation.json").read_text()))
 
+    @property
+    def page(self):
+        """Path of the report as one HTML page."""
+        return str(self.folder / "evaluation.html")
+
     def picture(self, name):
         """Path of one of the pictures of the report."""
         return str(self.folder / f"{name}.png")
+
+    def summary(self):
+        """What the numbers say, as a Markdown list of sentences."""
+        left_out = [f"Left out: {sentence}." for sentence in self["left_out"]]
+        return "\n".join(f"- {sentence}" for sentence in [*self["summary"], *left_out])
+
+    def baselines(self):
+        """Accuracy of this model and of each baseline, with McNemar's p-value, as a DataFrame."""
+        measured = {"this model": self, **self["baselines"]}
+        rows = {
+            name.replace("_", " "): {
+                "pictures": result["n"],
+                "accuracy": result["accuracy"],
+                "low": result["accuracy_interval_95"][0],
+                "high": result["accuracy_interval_95"][1],
+                "this_model": result.get("this_model_accuracy"),
+                "p_value": result.get("mcnemar", {}).get("p_value"),
+            }
+            for name, result in measured.items()
+            if result
+        }
+        return pd.DataFrame(rows.values(), index=pd.Index(rows, name="answer"))
 
     def classes(self):
         """Precision, recall, F1 and support of every class, as a DataFrame."""

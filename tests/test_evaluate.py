@@ -1,17 +1,38 @@
+import base64
 import csv
 import io
 import json
+import re
 import shutil
 import tarfile
+from html.parser import HTMLParser
+from pathlib import Path
 
+import jsonschema
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from samples import encode, link, noise
 
 import evaluate
+from vision import baselines
+from vision.classifier import Classifier, load_classifier
 from vision.cli import run
+from vision.data import list_split
 from vision.errors import ExpectedError
+from vision.models import build_model
+from vision.preprocessing import Preprocessing
+
+SCHEMA = json.loads((Path(evaluate.__file__).parent / "docs/evaluation.schema.json").read_text())
+FIGURES = {
+    *("confusion_matrix", "per_class", "reliability", "coverage"),
+    *("worst_mistakes", "least_confident_hits", "label_suspects"),
+}
+FILES = {
+    *("evaluation.html", "evaluation.json", "predictions.csv"),
+    *(f"{name}.png" for name in FIGURES),
+}
 
 
 def evaluate_here(*argv):
@@ -29,20 +50,28 @@ def report(run_script, model_dir, stripes, tmp_path_factory):
     process = run_script(
         "evaluate.py",
         *("--model-dir", folder / "model", "--test", stripes / "test"),
+        *("--train", stripes / "train", "--previous-model", model_dir),
         *("--output", folder / "evaluation"),
     )
     assert process.returncode == 0, process.stderr
     assert process.stderr == ""
-    assert process.stdout.startswith("accuracy=")
+    assert re.fullmatch(r"accuracy=\S+ low=\S+ high=\S+ n=24 [^\n]+\n", process.stdout)
     return folder / "evaluation"
 
 
+def read_report(folder):
+    """The content of evaluation.json, which keeps to its schema."""
+    described = json.loads((folder / "evaluation.json").read_text())
+    jsonschema.Draft202012Validator(SCHEMA).validate(described)
+    return described
+
+
 def test_every_figure_of_the_report_follows_from_the_predictions(report, model_dir):
-    described = json.loads((report / "evaluation.json").read_text())
+    described = read_report(report)
     with (report / "predictions.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["file", "true", "predicted", "confidence"]
-    assert described["schema_version"] == 1
+    assert described["schema_version"] == 2
     assert described["n"] == len(rows) == 24
     right = [row["true"] == row["predicted"] for row in rows]
     assert described["accuracy"] == pytest.approx(np.mean(right))
@@ -62,8 +91,64 @@ def test_every_figure_of_the_report_follows_from_the_predictions(report, model_d
     assert len(described["worst_mistakes"]) == min(12, right.count(False))
 
 
+def test_the_baselines_are_measured_on_the_same_pictures(report):
+    found = read_report(report)
+    assert found["left_out"] == []
+    measured = found["baselines"]
+    assert measured["majority"]["accuracy"] == pytest.approx(1 / 3)
+    assert measured["logistic_regression"]["train_pictures"] == 72
+    assert measured["logistic_regression"]["accuracy"] > 0.6
+    assert measured["previous_model"]["accuracy"] == found["accuracy"]
+    assert measured["previous_model"]["mcnemar"]["p_value"] == 1.0
+    for baseline in measured.values():
+        assert baseline["this_model_accuracy"] == found["accuracy"]
+        counts = baseline["mcnemar"]
+        assert sum(value for key, value in counts.items() if key != "p_value") == 24
+
+
+class Page(HTMLParser):
+    """The elements and the text of a page; tags must be closed in the order they were opened."""
+
+    VOID = ("meta", "img")
+
+    def __init__(self, folder):
+        super().__init__()
+        self.elements, self.text, self.open = [], "", []
+        self.feed((folder / "evaluation.html").read_text(encoding="utf-8"))
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        self.open += [tag] if tag not in self.VOID else []
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_the_page_stands_alone_and_every_picture_has_a_text(report):
+    page, described = Page(report), read_report(report)
+    assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in page.elements}
+    assert not re.search(r"https?://|url\(|@import", (report / "evaluation.html").read_text())
+    pictures = [attributes for tag, attributes in page.elements if tag == "img"]
+    shown = ("worst_mistakes", "least_confident_hits")
+    tiles = sum(len(described[name]) for name in shown)
+    tiles += len(described["label_suspects"]["pictures"])
+    assert len(pictures) == 4 + 2 * tiles
+    for picture in pictures:
+        assert picture["alt"]
+        kind, _, data = picture["src"].partition(",")
+        assert kind == "data:image/png;base64"
+        Image.open(io.BytesIO(base64.b64decode(data))).verify()
+    words = " ".join(page.text.split())
+    for sentence in described["summary"][1:]:
+        assert sentence in words
+
+
 def test_the_pictures_can_be_opened(report):
-    for name in ("confusion_matrix", "per_class", "worst_mistakes"):
+    for name in FIGURES:
         with Image.open(report / f"{name}.png") as image:
             assert min(image.size) > 150
             assert max(image.size) < 1500
@@ -76,14 +161,73 @@ def test_an_unpacked_model_gives_the_same_predictions(report, model_dir, stripes
     assert (tmp_path / "predictions.csv").read_text() == expected
 
 
-def test_a_dry_run_writes_everything(model_dir, stripes, tmp_path):
+def test_a_dry_run_writes_everything_and_says_what_is_left_out(
+    model_dir, stripes, tmp_path, capsys
+):
     test = ("--test", stripes / "test", "--output", tmp_path / "new")
-    assert evaluate_here("--model-dir", model_dir, *test, "--dry-run") == 0
-    assert {path.name for path in (tmp_path / "new").iterdir()} == {
-        *("evaluation.json", "predictions.csv"),
-        *("confusion_matrix.png", "per_class.png", "worst_mistakes.png"),
-    }
-    assert json.loads((tmp_path / "new" / "evaluation.json").read_text())["n"] == 16
+    absent = ("--train", tmp_path / "absent", "--previous-model", tmp_path / "none")
+    assert evaluate_here("--model-dir", model_dir, *test, *absent, "--dry-run", "true") == 0
+    assert {path.name for path in (tmp_path / "new").iterdir()} == FILES
+    described = read_report(tmp_path / "new")
+    assert described["n"] == 16
+    assert described["baselines"]["logistic_regression"] is None
+    first, second = described["left_out"]
+    assert str(tmp_path / "absent") in first
+    assert str(tmp_path / "none") in second
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1:] == [f"left out: {first}", f"left out: {second}"]
+    words = " ".join(Page(tmp_path / "new").text.split())
+    assert f"Left out: {first}." in words
+
+
+@pytest.mark.parametrize("fault", ["other classes", "damaged"])
+def test_a_previous_model_that_cannot_be_asked_costs_only_its_comparison(
+    stripes, model_dir, tmp_path, capsys, fault
+):
+    previous = shutil.copytree(model_dir, tmp_path / "previous")
+    text = (previous / "model.json").read_text()
+    text = text.replace('"squares"', '"rings"') if fault == "other classes" else text[:100]
+    (previous / "model.json").write_text(text)
+    places = ("--model-dir", model_dir, "--test", stripes / "test", "--output", tmp_path / "out")
+    assert evaluate_here(*places, "--previous-model", previous, "--dry-run") == 0
+    reason = read_report(tmp_path / "out")["left_out"][-1]
+    assert ("rings" if fault == "other classes" else "is damaged") in reason
+
+
+def test_a_previous_model_may_have_its_classes_in_another_order(stripes, model_dir):
+    entries, previous = list_split(stripes / "test"), load_classifier(model_dir)
+    labels = np.repeat([2, 0, 1], 8)
+    answers = baselines.Answers(entries, labels, labels, ["squares", "standing", "lying"])
+    assert [entry.class_name for entry in entries[::8]] == ["lying", "squares", "standing"]
+    assert baselines.previous_model(answers, previous)["accuracy"] > 0.6
+
+
+def test_names_are_shown_and_never_run(tmp_path):
+    """Untrusted names of classes and files, no temperature at all, counts, and a threshold."""
+    evil = "<script>alert(1)</script>&\"'{{ 7 * 7 }}{0}$\\oops$"
+    names = ["1", evil.replace("/", "\u2044")]
+    for name in names:
+        (tmp_path / "test" / name).mkdir(parents=True)
+        for i in range(3):
+            picture = tmp_path / "test" / name / f"<img onerror=x {i}>.png"
+            picture.write_bytes(encode(noise(20, 20, seed=i)))
+    torch.manual_seed(0)
+    model = build_model("small_resnet", 3, 2).eval()
+    shape = Preprocessing(20, 3, (0.5,) * 3, (0.5,) * 3)
+    chosen = {"wanted_precision": 0.9, "threshold": 0.99, "coverage": 0.5, "precision": 0.9}
+    facts = {"abstention": chosen, "train_counts": {names[0]: 1, names[1]: 4}}
+    classifier = Classifier("small_resnet", model, shape, names, 1.0, 0.99, facts)
+    classifier.save(tmp_path / "model")
+    places = ("--model-dir", tmp_path / "model", "--test", tmp_path / "test")
+    assert evaluate_here(*places, "--output", tmp_path / "out") == 0
+    page, described = Page(tmp_path / "out"), read_report(tmp_path / "out")
+    assert not {"script"} & {tag for tag, _ in page.elements}
+    assert not any(key.startswith("on") for _, attributes in page.elements for key in attributes)
+    assert names[1] in page.text
+    assert described["abstention"]["precision"] is None
+    assert described["baselines"]["majority"]["class_name"] == names[1]
+    assert described["baselines"]["majority"]["counted_on"] == "train"
+    assert described["top_k"] == {"1": 0.5}
 
 
 def test_the_quality_gate_fails_after_the_report_is_written(stripes, model_dir, tmp_path, capsys):
@@ -96,8 +240,9 @@ def test_the_quality_gate_fails_after_the_report_is_written(stripes, model_dir, 
     error = capsys.readouterr().err
     assert "below the --min-accuracy of 1.0" in error
     assert error.count("\n") == 1
-    described = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    described = read_report(tmp_path / "out")
     assert "standing/lying.png" in {mistake["file"] for mistake in described["worst_mistakes"]}
+    assert not list((tmp_path / "out").glob(".*"))
     assert evaluate_here(*places, "--min-accuracy", 0.3) == 0
 
 
@@ -175,11 +320,3 @@ def test_a_damaged_archive_is_told(tmp_path, data):
 def test_a_folder_without_a_model_is_told(tmp_path):
     with pytest.raises(ExpectedError, match=r"neither model\.tar\.gz nor"):
         evaluate.read_model(tmp_path)
-
-
-def test_calibration_error_known_answers():
-    right = np.array([True, True, True, False])
-    assert evaluate.expected_calibration_error(np.full(4, 0.75), right) == pytest.approx(0)
-    assert evaluate.expected_calibration_error(np.ones(4), right) == pytest.approx(0.25)
-    mixed = evaluate.expected_calibration_error(np.array([0.9, 0.9, 0.5, 0.5]), right)
-    assert mixed == pytest.approx(0.05)

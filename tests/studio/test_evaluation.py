@@ -28,6 +28,25 @@ def test_a_report_reads_as_a_dict_and_as_tables(tmp_path):
     assert evaluation.picture("matrix") == str(tmp_path / "matrix.png")
 
 
+def test_baselines_that_were_measured_are_rows(tmp_path):
+    evaluation = write_report(tmp_path, [[4, 0, 0], [0, 4, 0], [0, 0, 4]])
+    measured = {"n": 12, "accuracy": 0.5, "accuracy_interval_95": [0.3, 0.7]}
+    compared = {**measured, "this_model_accuracy": 0.75, "mcnemar": {"p_value": 0.2}}
+    evaluation.update(measured, baselines={"majority": compared, "previous_model": None})
+    table = evaluation.baselines()
+    assert list(table.index) == ["this model", "majority"]
+    assert list(table["high"]) == [0.7, 0.7]
+    assert table.loc["majority", "p_value"] == 0.2
+    assert table.loc["this model"].isna().sum() == 2
+
+
+def test_the_summary_says_what_was_left_out(tmp_path):
+    evaluation = write_report(tmp_path, [[4, 0, 0], [0, 4, 0], [0, 0, 4]])
+    evaluation.update(summary=["Half are right."], left_out=["a comparison, because of rain"])
+    assert evaluation.summary() == ("- Half are right.\n- Left out: a comparison, because of rain.")
+    assert evaluation.page == str(tmp_path / "evaluation.html")
+
+
 def test_the_hardest_pair_counts_mistakes_both_ways(tmp_path):
     # coat for bag once and bag for coat 4 times are 5; boot for bag 4 times only.
     evaluation = write_report(tmp_path, [[10, 4, 1], [0, 10, 1], [4, 0, 10]])
