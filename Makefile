@@ -20,7 +20,7 @@ run: venv  ## run the whole course on this machine; leaves build/train_and_deplo
 test: venv  ## lint and test everything
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
-	@$(PY) -m pytest -n 2 --dist loadfile
+	@$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 bench: venv  ## measure the local cloud against running by hand
 	@$(PY) benchmarks/local_cloud.py --json build/bench.json

@@ -157,7 +157,8 @@ class Container:
                 on_timeout()
                 self.stop()
                 deadline = None
-            time.sleep(0.05)
+            # What it prints ends with it, as a rule: then it is looked at again at once.
+            reader.join(0.05) if reader.is_alive() else time.sleep(0.01)
         # The drivers of the SDK end at once on SIGTERM; the script below them may still be saving.
         while self._stop_at and self._members() and not self._grace_is_over():
             time.sleep(0.05)

@@ -113,11 +113,32 @@ def end_processes(processes, grace=STOP_TIMEOUT):
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.terminate()
-    _, stubborn = psutil.wait_procs(processes, timeout=grace)
+    stubborn = still_alive(processes, grace)
     for process in stubborn:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
-    psutil.wait_procs(stubborn, timeout=grace)
+    still_alive(stubborn, grace)
+
+
+def still_alive(processes, seconds):
+    """Wait for `processes` to end; those that have not after so many seconds.
+
+    One that has ended is not alive, though its parent never asks how: the first process of a
+    container or of a virtual machine asks every few seconds at best.
+    """
+    deadline = time.monotonic() + seconds
+    while processes := [process for process in processes if is_alive(process)]:
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.01)
+    return processes
+
+
+def is_alive(process):
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def running(home):

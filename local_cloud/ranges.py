@@ -7,12 +7,11 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 
-from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-
 from local_cloud.errors import invalid
 
 MAX_RANGES = 30  # The service's own limit, over all kinds together.
 MAX_INTEGER = 2**53  # Beyond it floating-point numbers, with which is searched, skip integers.
+# The distributions are imported where they are needed: `tuning_job.make_lane` says why.
 # "Linear [is for ranges] within one order of magnitude", says the guide: `Auto` takes it literally.
 WIDE = 10
 
@@ -31,6 +30,8 @@ class Continuous:
     @property
     def distribution(self):
         """What is searched: the value itself or, on the reverse logarithmic scale, 1 - value."""
+        from optuna.distributions import FloatDistribution
+
         if self.scale == "ReverseLogarithmic":
             return FloatDistribution(1 - self.high, 1 - self.low, log=True)
         return FloatDistribution(self.low, self.high, log=self.scale == "Logarithmic")
@@ -64,6 +65,8 @@ class Integer:
 
     @property
     def distribution(self):
+        from optuna.distributions import IntDistribution
+
         return IntDistribution(self.low, self.high, log=self.scale == "Logarithmic")
 
     def values(self):
@@ -90,6 +93,8 @@ class Categorical:
 
     @property
     def distribution(self):
+        from optuna.distributions import CategoricalDistribution
+
         return CategoricalDistribution(self.choices)
 
     def values(self):
@@ -100,6 +105,12 @@ class Categorical:
 
     def searched(self, text):
         return text if text in self.choices else None
+
+
+def combinations(ranges):
+    """How many different proposals there are; infinite with a continuous range."""
+    sizes = [each.size for each in ranges]
+    return math.inf if math.inf in sizes else math.prod(sizes)
 
 
 def read_ranges(request):

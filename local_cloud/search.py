@@ -17,6 +17,8 @@ from dataclasses import dataclass
 import optuna
 from optuna.trial import TrialState
 
+from local_cloud.ranges import combinations
+
 REDUCTION = 3  # Hyperband's eta, by the paper's advice: the best third goes on.
 COUNTABLE = 10_000  # Combinations up to which none is tried twice; of more, repeats are rare.
 DRAWS = 20  # Of the sampler, before one of the untried combinations is taken at random.
@@ -161,12 +163,6 @@ def make_sampler(strategy, seed, jobs):
             multivariate=True,
             constant_liar=True,  # Parallel trials keep away from each other.
         )
-
-
-def combinations(ranges):
-    """How many different proposals there are; infinite with a continuous range."""
-    sizes = [each.size for each in ranges]
-    return math.inf if math.inf in sizes else math.prod(sizes)
 
 
 def values_of(one_range):

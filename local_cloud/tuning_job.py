@@ -11,7 +11,6 @@ from os import cpu_count
 from local_cloud import trials
 from local_cloud.errors import ServiceError
 from local_cloud.jobs import MAX_REASON, begin_stopping
-from local_cloud.search import make_search
 from local_cloud.stopping import MedianRule, Progress
 from local_cloud.store import now
 from local_cloud.trials import TUNING_KIND as KIND
@@ -82,6 +81,9 @@ class TuningJob:
 
     def make_lane(self, definition, place):
         """The search of one definition; each has random numbers of its own."""
+        # Imported here: a quarter of the server's start would be Optuna, which most never use.
+        from local_cloud.search import make_search
+
         resources = None
         if self.config["Strategy"] == "Hyperband":
             resources = hyperband_resources(self.config, definition)

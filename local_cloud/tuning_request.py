@@ -4,8 +4,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from local_cloud.errors import invalid
-from local_cloud.ranges import Categorical, read_ranges
-from local_cloud.search import combinations
+from local_cloud.ranges import Categorical, combinations, read_ranges
 from local_cloud.toolkit import TUNING_METRIC
 from local_cloud.training import check as check_training
 

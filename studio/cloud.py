@@ -125,16 +125,16 @@ def connect(where="local"):
             f"AWS_ENDPOINT_URL points to {os.environ['AWS_ENDPOINT_URL']}, not to AWS; "
             "restart the kernel from a shell where it is not set."
         )
-    # Only now: these modules ask for a region when they are imported.
-    from sagemaker.core import image_uris
-    from sagemaker.core.helper.session_helper import Session
-
     quiet_libraries()
     boto_session = boto3.session.Session()
     region = boto_session.region_name
     if region is None:
         raise CloudError("No AWS region is set; `export AWS_DEFAULT_REGION=us-east-1`, say.")
     account = account_id(boto_session)
+    # Only now: they take seconds, and ask for a region when they are imported.
+    from sagemaker.core import image_uris
+    from sagemaker.core.helper.session_helper import Session
+
     bucket = f"sagemaker-{region}-{account}"
     session = Session(
         boto_session=boto_session, default_bucket=bucket, sagemaker_config=NO_TELEMETRY

@@ -12,6 +12,15 @@ sys.path.insert(0, str(ROOT))
 # One thread: the tests share the machine, and small tensors gain nothing from more.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# They take longest, so they begin first: no worker is left with one of them while others idle.
+LONGEST = ("test_notebook", "test_durability", "test_train_model", "test_datasets", "test_cloud")
+LONGEST += ("test_hosting_sdk", "test_execute", "test_lifecycle", "test_validation")
+
+
+def pytest_collection_modifyitems(items):
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(LONGEST)))
+
 
 @pytest.fixture(scope="session")
 def data_dir():

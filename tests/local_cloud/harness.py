@@ -34,12 +34,14 @@ def command_line(home, *arguments):
 
 def until(condition, timeout=TIMEOUT):
     """The first true value of `condition()`."""
-    deadline = time.monotonic() + timeout
+    deadline, pause = time.monotonic() + timeout, 0.01
     while time.monotonic() < deadline:
         value = condition()
         if value:
             return value
-        time.sleep(0.05)
+        # What is soon true is soon seen; what takes long is not asked for all the time.
+        time.sleep(pause)
+        pause = min(1.3 * pause, 0.1)
     raise AssertionError("it did not happen in time")
 
 

@@ -1,6 +1,7 @@
 """docs/local_cloud.md says what the server does: every operation, no other, existing members."""
 
 import ast
+import functools
 import os
 import subprocess
 import sys
@@ -48,10 +49,14 @@ def answers(client, operation):
     return True
 
 
+@functools.cache
+def model_of(service):
+    return botocore.session.get_session().get_service_model(service)
+
+
 @pytest.mark.parametrize(("service", "name", "operation"), OPERATIONS)
 def test_members_are_the_apis_own(service, name, operation):
-    model = botocore.session.get_session().get_service_model(service)
-    shape = model.operation_model(name).input_shape
+    shape = model_of(service).operation_model(name).input_shape
     unknown = [m for m in operation.uses + operation.ignores if not exists(shape, m)]
     assert unknown == []
     assert len(set(operation.uses + operation.ignores)) == len(operation.uses + operation.ignores)

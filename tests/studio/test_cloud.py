@@ -71,19 +71,13 @@ def test_aws_is_not_mistaken_for_the_local_cloud(tmp_path):
     assert done.stdout.startswith("AWS_ENDPOINT_URL points to http://127.0.0.1:9, not to AWS")
 
 
-def test_a_profile_of_a_real_account_does_not_win_over_the_local_cloud(cloud, tmp_path):
+def test_neither_a_profile_of_a_real_account_nor_a_proxy_comes_between(cloud, tmp_path):
     source = "from studio.cloud import connect\nprint(connect('local').describe())"
     foreign = {"AWS_PROFILE": "work", "AWS_SESSION_TOKEN": "foreign"}
-    done = run_python(source, foreign, tmp_path)
+    proxies = dict.fromkeys(("http_proxy", "HTTP_PROXY"), "http://127.0.0.1:9")
+    done = run_python(source, {**foreign, **proxies}, tmp_path)
     assert done.returncode == 0, done.stderr
     assert "this machine (local_cloud)" in done.stdout
-
-
-def test_a_proxy_for_the_internet_does_not_come_between(cloud, tmp_path):
-    source = "from studio.cloud import connect\nprint(connect('local').describe())"
-    proxies = dict.fromkeys(("http_proxy", "HTTP_PROXY"), "http://127.0.0.1:9")
-    done = run_python(source, proxies, tmp_path)
-    assert done.returncode == 0, done.stderr
 
 
 def test_connecting_again_finds_the_same_cloud(cloud):
