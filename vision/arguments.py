@@ -7,7 +7,7 @@ from pathlib import Path
 from vision import recipes
 from vision.augment import AUGMENTATIONS
 from vision.cli import ArgumentParser, add_switch, ranged
-from vision.models import MODEL_NAMES
+from vision.models import MODEL_NAMES, parse_trainable
 from vision.schedules import SCHEDULES
 
 # Where SageMaker keeps a job's checkpoints in step with S3, if the job asked for that.
@@ -57,7 +57,11 @@ def _add_data(parser: ArgumentParser) -> None:
 def _add_model(recipe: argparse._ArgumentGroup) -> None:
     recipe.add_argument("--model", choices=MODEL_NAMES, help="architecture")
     add_switch(recipe, "--pretrained", None, "begin with weights learned on ImageNet")
-    recipe.add_argument("--trainable", help="head, all or last-N-stages: what training changes")
+    recipe.add_argument(
+        "--trainable",
+        type=parse_trainable,
+        help="head, all or last-N-stages: what training changes",
+    )
     recipe.add_argument(
         "--head-hidden",
         type=_sizes,
@@ -129,7 +133,8 @@ def _add_pictures(recipe: argparse._ArgumentGroup) -> None:
     recipe.add_argument(
         "--views",
         type=ranged(int, 1, 8),
-        help="fixed changes of each picture that a frozen backbone sees; 2 adds its mirror image",
+        help="fixed changes of each picture that a frozen backbone sees: itself, its mirror "
+        "image, then crops; only itself where --augment has no flip",
     )
     recipe.add_argument(
         "--image-size",

@@ -37,7 +37,7 @@ PHOTOS = SMALL | {
     "lr": 0.003,
     "warmup": 0.05,
     "weight_decay": 0.01,
-    "augment": "none",
+    "augment": "flip",
     "patience": 10,
     "views": 2,
 }

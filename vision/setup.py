@@ -106,8 +106,8 @@ def _frozen(
 
     def feed(entries: list[Entry], folder: str, views: int, what: str) -> tuple[FeatureFeed, str]:
         data_hash = hash_split(entries)
-        folders = [Path(f"{Path(folder)}-features")]
-        folders += [Path(args.features)] if args.features else []
+        folders = [Path(args.features)] if args.features else []
+        folders.append(Path(f"{Path(folder)}-features"))
         features = cached_features(
             classifier.model,
             classifier.preprocessing,
@@ -115,12 +115,15 @@ def _frozen(
             lambda: reader.read(entries, what).images,
             views,
             folders,
+            reader.say,
         )
         index_of = {name: index for index, name in enumerate(reader.class_names)}
         labels = torch.tensor([index_of[entry.class_name] for entry in entries])
         return FeatureFeed(features, labels), data_hash
 
-    train, data_hash = feed(train_entries, args.train, args.views, "training")
+    # The second view is the mirror image.
+    views = args.views if "flip" in parse_augment(args.augment) else 1
+    train, data_hash = feed(train_entries, args.train, views, "training")
     valid, _ = feed(valid_entries, args.valid, 1, "validation")
     return Setup(classifier, classifier.model.head, train, valid, data_hash)
 
