@@ -179,11 +179,11 @@ def _write(
             folder.mkdir(parents=True, exist_ok=True)
             save_file({"features": features}, partial, metadata)
             partial.replace(folder / f"{key}.safetensors")
+            return
         except (OSError, SafetensorError) as error:
             reasons.append(f"{folder}: {error}")
+        finally:
             with contextlib.suppress(OSError):
                 partial.unlink()
-        else:
-            return
     if reasons:
         say(f"the features cannot be kept ({'; '.join(reasons)}): the next run computes them again")
