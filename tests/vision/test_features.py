@@ -1,5 +1,3 @@
-import contextlib
-
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -89,12 +87,6 @@ def test_a_network_goes_on_learning_after_its_features_were_taken(network, image
         network.backbone[0][0].weight += network.backbone[0][0].weight.grad
 
 
-@pytest.fixture
-def float32(monkeypatch):
-    monkeypatch.setattr("vision.features._precision", lambda device: contextlib.nullcontext())
-
-
-@pytest.mark.usefixtures("float32")
 def test_the_features_are_the_backbones_own_whatever_the_batches(network, images, monkeypatch):
     X = PREPROCESSING.normalise(images)
     with torch.inference_mode():
@@ -110,14 +102,6 @@ def test_the_features_are_the_backbones_own_whatever_the_batches(network, images
     # A head can be trained on them.
     network.head(features).sum().backward()
     assert network.head[-1].weight.grad is not None
-
-
-def test_in_this_machines_precision_they_are_nearly_the_same(network, images):
-    with torch.inference_mode():
-        exact = network.eval().backbone(PREPROCESSING.normalise(images))
-    features = backbone_features(network, PREPROCESSING, images)
-    assert features.dtype == torch.float32
-    assert (features - exact).norm() < 0.02 * exact.norm()
 
 
 def test_the_progress_says_the_speed(network, images, monkeypatch):
