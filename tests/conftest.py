@@ -13,8 +13,9 @@ sys.path.insert(0, str(ROOT))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # They take longest, so they begin first: no worker is left with one of them while others idle.
-LONGEST = ("test_notebook", "test_durability", "test_train_model", "test_datasets", "test_cloud")
-LONGEST += ("test_hosting_sdk", "test_execute", "test_lifecycle", "test_validation")
+LONGEST = ("test_notebook", "test_setup", "test_train_model", "test_datasets", "test_durability")
+LONGEST += ("test_lifecycle", "test_toolkit", "test_several_hosts", "test_hosting_sdk")
+LONGEST += ("test_execute", "test_validation", "test_cloud")
 
 
 def pytest_collection_modifyitems(items):

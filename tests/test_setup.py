@@ -116,6 +116,15 @@ def made(tmp_path_factory):
     return project, project.make()
 
 
+@pytest.fixture
+def begun(project, made):
+    """A project whose environment has nothing but pip in it: making one takes seconds."""
+    ours = shutil.ignore_patterns("requirements.sha256", "install.log", "tiny_lesson*")
+    folders = [each.folder / ".venv" for each in (made[0], project)]
+    shutil.copytree(*folders, symlinks=True, ignore=ours)
+    return project
+
+
 def sentence(done):
     """The one sentence that a failed set-up ends with."""
     assert done.returncode != 0
@@ -149,21 +158,21 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_made(project):
     assert not (project.folder / ".venv").exists()
 
 
-def test_without_a_network_it_ends_soon_with_one_sentence(project):
-    (project.folder / "requirements.txt").write_text("tiny-lesson==1.0\n")
+def test_without_a_network_it_ends_soon_with_one_sentence(begun):
+    (begun.folder / "requirements.txt").write_text("tiny-lesson==1.0\n")
     started = time.monotonic()
-    line = sentence(project.make(wrapper=CHANGED.format(change=ROOMY_DISK)))
+    line = sentence(begun.make(wrapper=CHANGED.format(change=ROOMY_DISK)))
     assert time.monotonic() - started < 60
     assert line == (
         "setup: no package index answers; check the network, then type the same command again."
     )
 
 
-def test_a_requirement_that_does_not_exist_points_at_the_log(project):
-    project.require("no-such-package-1a2b==1")
-    line = sentence(project.make(PIP_NO_INDEX="1"))
+def test_a_requirement_that_does_not_exist_points_at_the_log(begun):
+    begun.require("no-such-package-1a2b==1")
+    line = sentence(begun.make(PIP_NO_INDEX="1"))
     assert line == "setup: the requirements cannot be installed; .venv/install.log says why."
-    assert "no-such-package-1a2b" in (project.folder / ".venv" / "install.log").read_text()
+    assert "no-such-package-1a2b" in (begun.folder / ".venv" / "install.log").read_text()
 
 
 def test_the_first_run_installs_and_says_so(made):
@@ -203,9 +212,9 @@ def test_an_interrupted_first_run_is_repaired_by_the_next(project, damage):
     assert project.version() == "1.0"
 
 
-def test_ctrl_c_ends_with_a_sentence_and_the_next_run_goes_on(project):
+def test_ctrl_c_ends_with_a_sentence_and_the_next_run_goes_on(begun):
     with socket.create_server(("127.0.0.1", 0)) as silent:  # Takes connections, never answers.
-        process = project.start(index=f"http://127.0.0.1:{silent.getsockname()[1]}")
+        process = begun.start(index=f"http://127.0.0.1:{silent.getsockname()[1]}")
         while not process.stdout.readline().startswith("Installing"):
             assert process.poll() is None, process.stderr.read()
         silent.accept()
@@ -213,8 +222,8 @@ def test_ctrl_c_ends_with_a_sentence_and_the_next_run_goes_on(project):
         _, err = process.communicate(timeout=30)
     assert process.returncode == 1
     assert err == "setup: interrupted; the same command goes on from here.\n"
-    assert project.make().returncode == 0
-    assert project.version() == "1.0"
+    assert begun.make().returncode == 0
+    assert begun.version() == "1.0"
 
 
 # ---- the Makefile ----

@@ -11,6 +11,7 @@ import uuid
 from pathlib import Path
 
 import boto3
+import botocore.session
 import psutil
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -18,6 +19,8 @@ ROLE = "arn:aws:iam::123456789012:role/tester"
 BUCKET = "local-cloud-tests"
 TIMEOUT = 60  # Seconds that any one job may take here.
 FINAL = ("Completed", "Failed", "Stopped")
+# Reads the services' descriptions, 10 MB of them for SageMaker, once for all clients.
+LOADER = botocore.session.get_session().get_component("data_loader")
 
 
 def command_line(home, *arguments):
@@ -88,7 +91,10 @@ class Cloud:
         self.env = json.loads(command_line(home, "env", "--format", "json").stdout)
         self.url = self.env["AWS_ENDPOINT_URL"]
         self.server = json.loads((self.home / "server.json").read_text())
+        core = botocore.session.get_session()
+        core.register_component("data_loader", LOADER)
         self.session = boto3.session.Session(
+            botocore_session=core,
             aws_access_key_id=self.env["AWS_ACCESS_KEY_ID"],
             aws_secret_access_key=self.env["AWS_SECRET_ACCESS_KEY"],
             region_name=self.env["AWS_DEFAULT_REGION"],

@@ -8,11 +8,14 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
 import pytest
 from harness import BUCKET, ROLE, Cloud, archive, command_line, processes_with, until
+
+from local_cloud import instance
 
 # A job that leaves processes everywhere: a plain child, one that ignores SIGTERM, one that left
 # the session.
@@ -188,6 +191,14 @@ def test_stop_ends_every_process_and_reset_removes_every_file(own_home):
     assert [path.name for path in own_home.iterdir()] == ["state"]
     assert command_line(own_home, "reset").returncode == 0
     assert not own_home.exists()
+
+
+def test_stop_does_not_wait_for_a_parent_that_never_asks(own_home):
+    """In a container without an init, what has ended stays listed for ever."""
+    instance.start(own_home)  # This process is the parent.
+    began = time.monotonic()
+    assert command_line(own_home, "stop").stdout == "local_cloud stopped.\n"
+    assert time.monotonic() - began < instance.STOP_TIMEOUT
 
 
 def test_sigterm_to_the_server_ends_its_children(own_home):
