@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import sys
+from functools import partial
 
 import torch
 from torch import nn
@@ -36,19 +37,9 @@ def depthwise_in_float32(model: nn.Module) -> None:
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d) and module.groups > 1:
-            module.register_forward_pre_hook(_to_float32)
-            _leave_autocast(module)
+            module.forward = partial(_forward_in_float32, module)
 
 
-def _to_float32(module: nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
-    return (inputs[0].float(),)
-
-
-def _leave_autocast(module: nn.Module) -> None:
-    forward = module.forward
-
-    def outside(x: torch.Tensor) -> torch.Tensor:
-        with torch.autocast("cpu", enabled=False):
-            return forward(x)
-
-    module.forward = outside
+def _forward_in_float32(conv: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
+    with torch.autocast("cpu", enabled=False):
+        return type(conv).forward(conv, x.float())

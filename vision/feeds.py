@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from vision.augment import Transform
-from vision.classifier import MAX_BATCH, MAX_BATCH_VALUES
+from vision.classifier import forward_batch_size
 from vision.data import Split
 from vision.distributed import Group
 from vision.errors import ExpectedError
@@ -46,7 +46,7 @@ class PictureFeed(Dataset):
         self.augment, self.mixup = augment, mixup
         self.labels = split.labels
         self.share_draws = preprocessing.image_size <= LARGEST_SHARED_DRAW
-        self.eval_batch = max(1, min(MAX_BATCH, MAX_BATCH_VALUES // split.images[0].numel()))
+        self.eval_batch = forward_batch_size(split.images)
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from vision.checkpoint import Checkpoints
+from vision.cpu import depthwise_in_float32, keep_memory
 from vision.distributed import Group
 from vision.errors import ExpectedError
 from vision.feeds import Feed, load, plan, steps_of
@@ -183,6 +184,9 @@ class Trainer:
         self.group, self.stop = group, stop
         self.device, self.dtype = choose_device(args.precision, group.local_rank)
         self.module = module.to(self.device, memory_format=torch.channels_last)
+        if self.device.type == "cpu":
+            keep_memory()
+            depthwise_in_float32(self.module)
         self.model = group.parallel(self.module, self.device)
         self.averaged = None
         if args.ema:
