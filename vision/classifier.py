@@ -26,6 +26,11 @@ MAX_BATCH = 256
 MAX_BATCH_VALUES = 2**22
 
 
+def forward_batch_size(images: torch.Tensor) -> int:
+    """Return how many of the pictures (N, C, H, W) one forward pass takes."""
+    return max(1, min(MAX_BATCH, MAX_BATCH_VALUES // images[0].numel()))
+
+
 @dataclass
 class Classifier:
     """From pictures to class probabilities: validation, evaluate.py and the endpoint share it.
@@ -46,11 +51,10 @@ class Classifier:
     def logits(self, images: torch.Tensor) -> torch.Tensor:
         """Return float32 logits (N, classes) on the CPU for uint8 pictures (N, C, H, W)."""
         device = next(self.model.parameters()).device
-        batch_size = max(1, min(MAX_BATCH, MAX_BATCH_VALUES // images[0].numel()))
         self.model.eval()
         batches = [
             self.model(self.preprocessing.normalise(batch.to(device))).float().cpu()
-            for batch in images.split(batch_size)
+            for batch in images.split(forward_batch_size(images))
         ]
         return torch.cat(batches)
 

@@ -1,0 +1,206 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from vision.features import backbone_features, cached_features, view_pictures
+from vision.models import build_model
+from vision.preprocessing import Preprocessing
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def network():
+    torch.manual_seed(0)
+    return build_model("small_resnet", 3, 4)
+
+
+@pytest.fixture
+def images():
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (9, 3, 16, 16), dtype=torch.uint8, generator=generator)
+
+
+PREPROCESSING = Preprocessing(16, 3, (0.5,) * 3, (0.25,) * 3)
+
+
+class Cache:
+    """cached_features with what it says and how often it had to read the pictures."""
+
+    def __init__(self, network, images):
+        self.network, self.images = network, images
+        self.preprocessing, self.data_hash = PREPROCESSING, "abc"
+        self.said, self.loads = [], 0
+
+    def load_images(self):
+        self.loads += 1
+        return self.images
+
+    def __call__(self, views, *folders):
+        self.said.clear()
+        self.loads = 0
+        return cached_features(
+            *(self.network, self.preprocessing, self.data_hash, self.load_images),
+            *(views, folders, self.said.append),
+        )
+
+
+@pytest.fixture
+def cache(network, images):
+    return Cache(network, images)
+
+
+def test_the_views_are_the_picture_its_mirror_image_and_crops(images):
+    assert torch.equal(view_pictures(images, 0), images)
+    assert torch.equal(view_pictures(images, 1), images.flip(3))
+    for view in (2, 3, 7):
+        pictures = view_pictures(images, view)
+        assert (pictures.shape, pictures.dtype) == (images.shape, torch.uint8)
+        assert torch.equal(pictures, view_pictures(images, view))
+        # However the pictures are divided into batches, each gets its own crop.
+        parts = [view_pictures(images[:4], view), view_pictures(images[4:], view, first=4)]
+        assert torch.equal(torch.cat(parts), pictures)
+    same = images[:1].expand(9, -1, -1, -1)
+    assert len({picture.numpy().tobytes() for picture in view_pictures(same, 2)}) == 9
+
+
+def test_a_crop_shows_a_part_of_the_picture_upright_and_not_its_border():
+    # Brightness tells the place: x in the first channel, y in the second.
+    ramp = torch.arange(64).mul(4).to(torch.uint8)
+    x, y = ramp.view(1, 64).expand(64, 64), ramp.view(64, 1).expand(64, 64)
+    images = torch.stack([x, y, y]).expand(50, -1, -1, -1)
+    crops = view_pictures(images, 2).double()
+    for steps in (crops[:, 0].diff(dim=2), crops[:, 1].diff(dim=1)):
+        assert (steps >= 0).all()
+    mirrored = view_pictures(images, 3).double()
+    assert (mirrored[:, 0].diff(dim=2) <= 0).all()
+    widths = crops[:, 0].amax((1, 2)) - crops[:, 0].amin((1, 2))
+    heights = crops[:, 1].amax((1, 2)) - crops[:, 1].amin((1, 2))
+    areas = widths * heights / (63 * 4) ** 2
+    assert areas.min() > 0.35
+    assert areas.max() <= 1
+    assert areas.std() > 0.1
+
+
+def test_the_features_are_the_backbones_own_whatever_the_batches(network, images, monkeypatch):
+    X = PREPROCESSING.normalise(images)
+    with torch.inference_mode():
+        expected = network.eval().backbone(X)
+        mirrored = network.backbone(X.flip(3))
+    network.train()
+    features = backbone_features(network, PREPROCESSING, images)
+    assert (features.dtype, features.is_inference()) == (torch.float32, False)
+    assert torch.allclose(features, expected, atol=1e-5)
+    assert torch.allclose(backbone_features(network, PREPROCESSING, images, 1), mirrored, atol=1e-5)
+    monkeypatch.setattr("vision.features.forward_batch_size", lambda images: 2)
+    assert torch.allclose(backbone_features(network, PREPROCESSING, images), expected, atol=1e-5)
+    # A head can be trained on them.
+    network.head(features).sum().backward()
+    assert network.head[-1].weight.grad is not None
+
+
+def test_the_progress_says_the_speed(network, images, monkeypatch):
+    monkeypatch.setattr("vision.features.SECONDS_BETWEEN_PROGRESS", 0)
+    monkeypatch.setattr("vision.features.forward_batch_size", lambda images: 4)
+    said = []
+    backbone_features(network, PREPROCESSING, images, 0, said.append)
+    assert [line.split(",")[0] for line in said] == [
+        f"  view 0: {done} of 9 pictures" for done in (4, 8, 9)
+    ]
+    assert said[-1].endswith(" pictures/s")
+
+
+def test_what_is_kept_is_read_from_any_folder_without_a_picture(cache, tmp_path):
+    first = cache(2, tmp_path / "a", tmp_path / "b")
+    assert first.shape == (2, 9, 128)
+    assert cache.loads == 1
+    assert len(list((tmp_path / "a").iterdir())) == 2
+    assert not (tmp_path / "b").exists()
+    # Read-only channels come before or after the place that can be written.
+    again = cache(2, tmp_path / "c", tmp_path / "a")
+    assert torch.equal(again, first)
+    assert cache.loads == 0
+    # A view more costs that view.
+    more = cache(3, tmp_path / "a")
+    assert torch.equal(more[:2], first)
+    assert cache.loads == 1
+    assert "in 1 view(s)" in cache.said[-1]
+
+
+@pytest.mark.parametrize("changed", ["data", "mean", "size", "weights", "statistics", "head"])
+def test_the_key_covers_all_that_the_features_depend_on(cache, tmp_path, changed):
+    cache(1, tmp_path)
+    if changed == "data":
+        cache.data_hash = "abd"
+    elif changed == "mean":
+        cache.preprocessing = Preprocessing(16, 3, (0.5, 0.5, 0.4), (0.25,) * 3)
+    elif changed == "size":
+        cache.preprocessing = Preprocessing(17, 3, (0.5,) * 3, (0.25,) * 3)
+    elif changed == "weights":
+        cache.network.backbone[-1][0].conv2.weight.data[0, 0, 0, 0] += 1e-3
+    elif changed == "statistics":
+        cache.network.backbone[0][1].running_var[3] += 1e-3
+    else:
+        cache.network.head[-1].weight.data += 1
+    cache(1, tmp_path)
+    assert cache.loads == (changed != "head")
+
+
+@pytest.mark.parametrize("damage", ["torn", "flipped", "foreign", "other model", "empty"])
+def test_a_damaged_file_is_told_and_computed_again(cache, tmp_path, damage):
+    first = cache(1, tmp_path)
+    (path,) = tmp_path.iterdir()
+    content = bytearray(path.read_bytes())
+    if damage == "flipped":
+        content[-5] ^= 1
+    elif damage == "other model":
+        save_file({"features": torch.zeros(9, 64)}, path)
+        content = path.read_bytes()
+    else:
+        content = {"torn": content[:-100], "foreign": b"\x80\x04pickled", "empty": b""}[damage]
+    path.write_bytes(content)
+    assert torch.equal(cache(1, tmp_path), first)
+    assert cache.loads == 1
+    assert str(path) in cache.said[0]
+    assert "computing the features again" in cache.said[0]
+    assert torch.equal(load_file(path)["features"], first[0])
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_place_that_cannot_be_written_is_passed_over_and_told_if_it_is_the_last(cache, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    cache(1, tmp_path / "file" / "a", tmp_path / "b")
+    assert len(list((tmp_path / "b").iterdir())) == 1
+    assert len(cache.said) == 1
+    features = cache(2, tmp_path / "file" / "a")
+    assert features.shape == (2, 9, 128)
+    assert any("cannot be kept" in line for line in cache.said)
+
+
+def test_a_run_that_is_killed_while_it_writes_leaves_no_half_file(network, images, tmp_path):
+    source = """
+import os, sys, torch
+from vision import features
+from vision.models import build_model
+from vision.preprocessing import Preprocessing
+
+def save_half(tensors, path, metadata):
+    path.write_bytes(b"half")
+    os.kill(os.getpid(), 9)
+
+features.save_file = save_half
+images = torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
+shape = Preprocessing(8, 1, (0.5,), (0.5,))
+features.cached_features(
+    build_model("small_resnet", 1, 2), shape, "abc", lambda: images, 1, [sys.argv[1]]
+)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", source, tmp_path], env=environment)
+    assert done.returncode == -9
+    assert not list(tmp_path.glob("*.safetensors"))

@@ -1,0 +1,189 @@
+"""What a frozen backbone makes of pictures, computed once and kept in files for later runs."""
+
+import contextlib
+import functools
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch.nn import functional as F
+
+from vision.classifier import forward_batch_size
+from vision.models import Network
+from vision.preprocessing import Preprocessing
+
+# A part of every file's name: another number makes all earlier files count for nothing.
+FORMAT_VERSION = 1
+SECONDS_BETWEEN_PROGRESS = 5
+# A job's log shows a line when it is printed, not when a buffer is full.
+say_at_once = functools.partial(print, flush=True)
+
+
+def view_pictures(images: torch.Tensor, view: int, first: int = 0) -> torch.Tensor:
+    """Return a fixed change of uint8 pictures (N, C, H, W), of the same shape and type.
+
+    View 0 is the picture, view 2 and up resized crops of it, 40 to 100% of the area with sides of
+    3:4 to 4:3; odd views are mirrored. A crop depends on the view and the picture's place in the
+    split, `first` for the first one here, so it is the same in every run.
+    """
+    if view >= 2:
+        images = _crop(images, _crops(view, first, len(images)))
+    return images.flip(-1) if view % 2 else images
+
+
+def _crops(view: int, first: int, count: int) -> torch.Tensor:
+    """Return affine maps (N, 2, 3) from the result to the picture, both from -1 to 1."""
+    # One stream of random numbers a view: skipping is cheap beside any network.
+    generator = torch.Generator().manual_seed(view)
+    area, ratio, x, y = torch.rand(first + count, 4, generator=generator)[first:].unbind(1)
+    sides = (0.4 + 0.6 * area).sqrt()
+    stretch = (4 / 3) ** (ratio - 0.5)
+    width, height = (sides * stretch).clamp(max=1), (sides / stretch).clamp(max=1)
+    maps = torch.zeros(count, 2, 3)
+    maps[:, 0, 0], maps[:, 1, 1] = width, height
+    maps[:, 0, 2], maps[:, 1, 2] = (1 - width) * (2 * x - 1), (1 - height) * (2 * y - 1)
+    return maps
+
+
+def _crop(images: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
+    grid = F.affine_grid(maps, list(images.shape), align_corners=False)
+    pixels = F.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
+    return pixels.round().to(torch.uint8)
+
+
+def backbone_features(
+    network: Network,
+    preprocessing: Preprocessing,
+    images: torch.Tensor,
+    view: int = 0,
+    say: Callable[[str], None] = say_at_once,
+) -> torch.Tensor:
+    """Return float32 features (N, feature_dim) on the CPU for a view of uint8 (N, C, H, W).
+
+    The backbone is left in evaluation mode and `channels_last`. Says the speed every 5 seconds.
+    """
+    device = next(network.parameters()).device
+    backbone = network.backbone.eval().to(memory_format=torch.channels_last)
+    features = torch.empty(len(images), network.feature_dim)
+    start = last = time.perf_counter()
+    step = forward_batch_size(images)
+    for first in range(0, len(images), step):
+        batch = view_pictures(images[first : first + step], view, first)
+        X = preprocessing.normalise(batch.to(device)).contiguous(memory_format=torch.channels_last)
+        # Only here: a head cannot be trained on tensors that were made in this mode.
+        with torch.inference_mode():
+            features[first : first + step] = backbone(X)
+        now = time.perf_counter()
+        if now - last >= SECONDS_BETWEEN_PROGRESS:
+            last, done = now, first + len(batch)
+            speed = done / (now - start)
+            say(f"  view {view}: {done} of {len(images)} pictures, {speed:.0f} pictures/s")
+    return features
+
+
+def cached_features(
+    network: Network,
+    preprocessing: Preprocessing,
+    data_hash: str,
+    load_images: Callable[[], torch.Tensor],
+    views: int,
+    folders: Sequence[Path],
+    say: Callable[[str], None] = say_at_once,
+) -> torch.Tensor:
+    """Return float32 features (views, N, feature_dim) of the pictures behind `data_hash`.
+
+    Views that one of the `folders` holds are read; only the others are computed, from the uint8
+    pictures (N, C, H, W) that `load_images` returns, and kept in the first folder that can be
+    written. Where left and right matter only one view makes sense: the second is mirrored.
+    """
+    keys = _cache_keys(network, preprocessing, data_hash, range(views))
+    found = {view: _read(key, network.feature_dim, folders, say) for view, key in keys.items()}
+    missing = [view for view, features in found.items() if features is None]
+    if missing:
+        images, start = load_images(), time.perf_counter()
+        for view in missing:
+            found[view] = backbone_features(network, preprocessing, images, view, say)
+            _write(found[view], keys[view], folders, say)
+        seconds = time.perf_counter() - start
+        speed = len(missing) * len(images) / seconds
+        say(
+            f"computed the features of {len(images)} pictures in {len(missing)} view(s) with "
+            f"{network.name} in {seconds:.1f} seconds, {speed:.0f} pictures/s"
+        )
+    result = torch.empty(views, *found[0].shape)
+    for view in range(views):
+        # Given up one by one, so that there are never two copies of all.
+        result[view] = found.pop(view)
+    return result
+
+
+def _cache_keys(
+    network: Network, preprocessing: Preprocessing, data_hash: str, views: Iterable[int]
+) -> dict[int, str]:
+    """Return the SHA-256 over all that the features of each view depend on."""
+    digest = hashlib.sha256()
+    for name, tensor in network.backbone.state_dict().items():
+        digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        digest.update(_bytes(tensor.cpu()))
+    dependence = {
+        "format": FORMAT_VERSION,
+        "data": data_hash,
+        "model": network.name,
+        "weights": digest.hexdigest(),
+        **asdict(preprocessing),
+    }
+    texts = {view: json.dumps({**dependence, "view": view}, sort_keys=True) for view in views}
+    return {view: hashlib.sha256(text.encode()).hexdigest() for view, text in texts.items()}
+
+
+def _bytes(tensor: torch.Tensor) -> memoryview:
+    return memoryview(tensor.detach().contiguous().reshape(-1).numpy()).cast("B")
+
+
+def _read(
+    key: str, feature_dim: int, folders: Sequence[Path], say: Callable[[str], None]
+) -> torch.Tensor | None:
+    for path in (Path(folder, f"{key}.safetensors") for folder in folders):
+        if not path.is_file():
+            continue
+        try:
+            with safe_open(path, "pt") as file:
+                features, metadata = file.get_tensor("features"), file.metadata() or {}
+        except (OSError, SafetensorError) as error:
+            say(f"{path} cannot be read ({error}): computing the features again")
+            continue
+        sound = features.dtype == torch.float32 and features.shape[1:] == (feature_dim,)
+        if sound and metadata.get("sha256") == hashlib.sha256(_bytes(features)).hexdigest():
+            say(f"read the features of {len(features)} pictures from {path}")
+            return features
+        say(f"{path} is damaged: computing the features again")
+    return None
+
+
+def _write(
+    features: torch.Tensor, key: str, folders: Sequence[Path], say: Callable[[str], None]
+) -> None:
+    metadata = {"sha256": hashlib.sha256(_bytes(features)).hexdigest()}
+    reasons = []
+    for folder in map(Path, folders):
+        # Several runs may compute the same: each writes its own file, the last one stays.
+        partial = folder / f".{key}-{os.getpid()}"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            save_file({"features": features}, partial, metadata)
+            partial.replace(folder / f"{key}.safetensors")
+        except (OSError, SafetensorError) as error:
+            reasons.append(f"{folder}: {error}")
+            with contextlib.suppress(OSError):
+                partial.unlink()
+        else:
+            return
+    if reasons:
+        say(f"the features cannot be kept ({'; '.join(reasons)}): the next run computes them again")
