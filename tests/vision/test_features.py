@@ -1,7 +1,4 @@
-import os
-import subprocess
-import sys
-from pathlib import Path
+import contextlib
 
 import pytest
 import torch
@@ -10,8 +7,6 @@ from safetensors.torch import load_file, save_file
 from vision.features import backbone_features, cached_features, view_pictures
 from vision.models import build_model
 from vision.preprocessing import Preprocessing
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -87,6 +82,19 @@ def test_a_crop_shows_a_part_of_the_picture_upright_and_not_its_border():
     assert areas.std() > 0.1
 
 
+def test_a_network_goes_on_learning_after_its_features_were_taken(network, images):
+    backbone_features(network, PREPROCESSING, images)
+    network.train()(PREPROCESSING.normalise(images)).sum().backward()
+    with torch.no_grad():
+        network.backbone[0][0].weight += network.backbone[0][0].weight.grad
+
+
+@pytest.fixture
+def float32(monkeypatch):
+    monkeypatch.setattr("vision.features._precision", lambda device: contextlib.nullcontext())
+
+
+@pytest.mark.usefixtures("float32")
 def test_the_features_are_the_backbones_own_whatever_the_batches(network, images, monkeypatch):
     X = PREPROCESSING.normalise(images)
     with torch.inference_mode():
@@ -102,6 +110,14 @@ def test_the_features_are_the_backbones_own_whatever_the_batches(network, images
     # A head can be trained on them.
     network.head(features).sum().backward()
     assert network.head[-1].weight.grad is not None
+
+
+def test_in_this_machines_precision_they_are_nearly_the_same(network, images):
+    with torch.inference_mode():
+        exact = network.eval().backbone(PREPROCESSING.normalise(images))
+    features = backbone_features(network, PREPROCESSING, images)
+    assert features.dtype == torch.float32
+    assert (features - exact).norm() < 0.02 * exact.norm()
 
 
 def test_the_progress_says_the_speed(network, images, monkeypatch):
@@ -182,25 +198,12 @@ def test_a_place_that_cannot_be_written_is_passed_over_and_told_if_it_is_the_las
     assert any("cannot be kept" in line for line in cache.said)
 
 
-def test_a_run_that_is_killed_while_it_writes_leaves_no_half_file(network, images, tmp_path):
-    source = """
-import os, sys, torch
-from vision import features
-from vision.models import build_model
-from vision.preprocessing import Preprocessing
+def test_a_run_that_ends_while_it_writes_leaves_no_half_file(cache, tmp_path, monkeypatch):
+    def save_half(tensors, path, metadata):
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
 
-def save_half(tensors, path, metadata):
-    path.write_bytes(b"half")
-    os.kill(os.getpid(), 9)
-
-features.save_file = save_half
-images = torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
-shape = Preprocessing(8, 1, (0.5,), (0.5,))
-features.cached_features(
-    build_model("small_resnet", 1, 2), shape, "abc", lambda: images, 1, [sys.argv[1]]
-)
-"""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", source, tmp_path], env=environment)
-    assert done.returncode == -9
-    assert not list(tmp_path.glob("*.safetensors"))
+    monkeypatch.setattr("vision.features.save_file", save_half)
+    with pytest.raises(KeyboardInterrupt):
+        cache(1, tmp_path)
+    assert not list(tmp_path.iterdir())
