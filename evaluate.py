@@ -304,7 +304,10 @@ def write_report(
     probabilities: np.ndarray,
     output: Path,
 ) -> None:
-    """Write all files beside their places first, then rename them, evaluation.json last."""
+    """Write all files beside their places first, then rename them, evaluation.json last.
+
+    An earlier evaluation.json goes first, so that it never stands beside newer files.
+    """
     partial = output / f".partial-{os.getpid()}"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
@@ -316,6 +319,7 @@ def write_report(
         (partial / "evaluation.html").write_text(text, encoding="utf-8")
         text = json.dumps(report, indent=2, allow_nan=False) + "\n"
         (partial / "evaluation.json").write_text(text, encoding="utf-8")
+        (output / "evaluation.json").unlink(missing_ok=True)
         for path in sorted(partial.iterdir(), key=lambda path: path.name == "evaluation.json"):
             path.replace(output / path.name)
     finally:

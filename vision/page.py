@@ -111,6 +111,8 @@ def _abstention(abstention: Mapping[str, Any]) -> str:
     low, high = abstention["precision_interval_95"]
     chosen = abstention["validation"]
     wanted = f"; {percent(chosen['wanted_precision'])} was wanted" if chosen else ""
+    if chosen and chosen["precision"] < chosen["wanted_precision"]:
+        wanted += ", which no threshold reached on the validation pictures"
     covered, precision = percent(abstention["coverage"]), percent(abstention["precision"])
     return (
         f"With a confidence of at least {threshold:.2f} the model answers {covered} of the "
