@@ -14,6 +14,8 @@ from PIL import Image
 
 from studio.datasets import SPLITS, Dataset, decoding
 
+# As vision/data.py has it, which loads torch.
+LARGEST_SMALL_PICTURE = 32  # pixels
 LEVELS = np.arange(256)
 # Larger pictures are shrunk for the mean picture, which has no fine detail to lose.
 MEAN_SIDE = 96  # pixels
@@ -56,6 +58,13 @@ def survey(dataset: Dataset) -> Survey:
     }
     histogram = pd.DataFrame(per_class, index=pd.Index(LEVELS, name="level"))
     return Survey(pictures, histogram, {name: mean.picture() for name, mean in means.items()})
+
+
+def recipe(survey: Survey) -> str:
+    """Name of the recipe that the training scripts take for pictures of this size."""
+    train = survey.pictures[survey.pictures["split"] == "train"]
+    short_side = train[["width", "height"]].min(axis=1).median()
+    return "small" if short_side <= LARGEST_SMALL_PICTURE else "photos"
 
 
 def statistics(pictures: pd.DataFrame) -> pd.DataFrame:

@@ -148,3 +148,11 @@ def test_a_broken_picture_is_named(dataset):
     with pytest.raises(DataError, match=r"“a/2\.png” cannot be read") as caught:
         survey(dataset)
     assert str(dataset.folder) not in str(caught.value)
+
+
+@pytest.mark.parametrize(("size", "recipe"), [((32, 90), "small"), ((33, 90), "photos")])
+def test_the_recipe_goes_by_the_shorter_side(dataset, size, recipe):
+    for split in SPLITS:
+        for name in ("a", "b"):
+            save(dataset, split, name, "1.png", Image.new("L", size))
+    assert explore.recipe(survey(dataset)) == recipe
