@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from studio import datasets, explore
+from studio import datasets, explore, fashion_mnist
 from studio.datasets import SPLITS, DataError, pack, prepare, samples
 
 ROOT = Path(__file__).parents[2]
@@ -334,7 +334,7 @@ def test_without_data_or_network_the_digits_stand_in(tmp_path, monkeypatch, caps
     dataset = prepare(root=tmp_path)
     assert dataset.is_fallback
     assert dataset.counts().sum().to_dict() == {"train": 1257, "valid": 270, "test": 270}
-    assert dataset.class_names == tuple(sorted(datasets.DIGIT_CLASSES))
+    assert dataset.class_names == tuple(sorted(fashion_mnist.DIGIT_CLASSES))
     assert "**This run does not use Fashion-MNIST.**" in dataset.banner()
     assert "1,797 pictures" in dataset.banner()
     out, err = capsys.readouterr()
@@ -392,7 +392,7 @@ def silence(handler):
 
 @pytest.mark.parametrize("answer", [portal, cut_off, silence, lambda handler: None])
 def test_a_bad_network_leads_to_the_digits_quickly(answer, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(datasets, "DOWNLOAD_TIMEOUT", 0.5)
+    monkeypatch.setattr(fashion_mnist, "DOWNLOAD_TIMEOUT", 0.5)
     start = time.monotonic()
     with network(answer, monkeypatch):
         dataset = prepare(root=tmp_path, limit=20)
