@@ -150,15 +150,20 @@ def _json_rows(text, name):
     content = _parse_json(text, name)
     if isinstance(content, dict) and all(isinstance(value, list) for value in content.values()):
         pairs = [(link, label) for label, links in content.items() for link in links]
-    elif isinstance(content, list) and all(isinstance(item, dict) for item in content):
+        return _numbered(pairs)
+    # One object is what JSON lines with a single line look like.
+    content = [content] if isinstance(content, dict) else content
+    if isinstance(content, list) and all(isinstance(item, dict) for item in content):
         names = list(dict.fromkeys(name for item in content for name in item))
         places = [names[at] for at in _columns(names, name)] if names else []
-        pairs = [[item.get(place, "") for place in places] for item in content]
-    else:
-        raise DataError(
-            f"“{name}” is neither a JSON list of objects with a link and a label nor an object of "
-            "label → list of links."
-        )
+        return _numbered([item.get(place, "") for place in places] for item in content)
+    raise DataError(
+        f"“{name}” is neither a JSON list of objects with a link and a label nor an object of "
+        "label → list of links."
+    )
+
+
+def _numbered(pairs):
     return [
         Row(place, *("" if value is None else str(value).strip() for value in pair))
         for place, pair in enumerate(pairs, 1)
@@ -428,4 +433,7 @@ def _in_short(error):
         "IncompleteRead": "the answer is cut off",
         "IncompleteReadError": "the answer is cut off",
         "ResponseError": "too many redirects",
+        "LocationParseError": "the link leads nowhere",
+        "LocationValueError": "the link leads nowhere",
+        "URLSchemeUnknown": "the link leads nowhere",
     }.get(type(reason).__name__, type(reason).__name__)
