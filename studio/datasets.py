@@ -18,19 +18,16 @@ import os
 import shutil
 import tempfile
 import time
-from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from PIL import Image
 
 from studio import duplicates, fashion_mnist, links, packing
+from studio.checking import checked
 from studio.pictures import (
-    READ_AS_THEY_ARE,
     SPLITS,
     DataError,
     Problem,
@@ -103,7 +100,7 @@ class Dataset:
         total = int(self.counts().to_numpy().sum())
         line = f"{total:,} pictures in {len(self.class_names)} classes, from {self.source}"
         if self.left_out:
-            line += f"; ⚠️ **{self.left_out:,} more are left out**, {REPORT} says why"
+            line += f"; ⚠️ **left out: {self.left_out:,}**, {REPORT} says why"
         if not self.is_fallback:
             return f"Data: **{self.name}**, {line}."
         return (
@@ -298,98 +295,6 @@ def _fingerprint(lines, shares):
     return hashlib.sha256("\n".join([repr(shares), *lines]).encode()).hexdigest()
 
 
-# --- Checking -----------------------------------------------------------------------------------
-
-
-class _Checked(NamedTuple):
-    """What is wrong with a picture, or else its hash and its format as training reads it."""
-
-    problem: str
-    hash: bytes = b""
-    format: str = ""
-
-
-def _check(source):
-    """The Source without its broken pictures, and a hash of each of the others."""
-    print(f"{source.name}: checking {len(source.payloads):,} pictures …", end=" ", flush=True)
-    start = time.monotonic()
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        checked = list(pool.map(_check_picture, source.payloads))
-    print(f"done in {time.monotonic() - start:.0f} s.")
-    broken = [
-        Problem(*origin, label, picture.problem)
-        for origin, label, picture in zip(source.origins, source.labels, checked)
-        if picture.problem
-    ]
-    _check_enough_left(source, broken)
-    kept = [i for i, picture in enumerate(checked) if not picture.problem]
-    names = [_final_name(name, picture.format) for name, picture in zip(source.file_names, checked)]
-    source = replace(source, file_names=names, problems=(*source.problems, *broken))
-    return _subset(source, kept), [checked[i].hash for i in kept]
-
-
-def _check_picture(path):
-    from vision.errors import PictureError
-    from vision.preprocessing import decode
-
-    try:
-        content, picture = open_for_training(path.read_bytes())
-        small = min(picture.size) < duplicates.SMALLEST_SIDE
-        # To the end, and by the very function that training calls.
-        pixels = decode(picture, duplicates.PIXELS, 1)[0].numpy()
-    except PictureError as error:
-        return _Checked(str(error))
-    if small:
-        digest = hashlib.blake2b(content, digest_size=16).digest()
-        return _Checked("", digest, picture.format)
-    return _Checked("", duplicates.perceptual_hash(pixels), picture.format)
-
-
-def _final_name(name, format):
-    suffix = os.path.splitext(name)[1].lower()
-    return name if suffix in READ_AS_THEY_ARE else f"{name}.{format.lower()}"
-
-
-def _subset(source, kept):
-    place = {i: new for new, i in enumerate(kept)}
-    splits = source.splits and {
-        name: np.array([place[i] for i in at.tolist() if i in place], int)
-        for name, at in source.splits.items()
-    }
-    return replace(
-        source,
-        labels=[source.labels[i] for i in kept],
-        file_names=[source.file_names[i] for i in kept],
-        payloads=[source.payloads[i] for i in kept],
-        origins=[source.origins[i] for i in kept],
-        splits=splits,
-    )
-
-
-def _check_enough_left(source, broken):
-    """DataError where more than half of the pictures of a class are unusable."""
-    problems = (*source.problems, *broken)
-    bad = Counter(problem.label for problem in problems)
-    total = Counter(source.labels) + Counter(problem.label for problem in source.problems)
-    for name in source.class_names:
-        if 2 * bad[name] > total[name]:
-            first = next(problem for problem in problems if problem.label == name)
-            raise DataError(
-                f"{bad[name]:,} of the {total[name]:,} pictures of “{name}” cannot be used. The "
-                f"first is {first.link}: {first.problem}."
-            )
-
-
-def _loud(dataset):
-    """The Dataset, after a line about what was left out of it, if anything was."""
-    if dataset.left_out:
-        print(
-            f"⚠️ {dataset.name}: {dataset.left_out:,} pictures are LEFT OUT; {REPORT} in its "
-            "folder says why. To try them again, remove that folder and prepare it anew."
-        )
-    return dataset
-
-
 # --- Writing ------------------------------------------------------------------------------------
 
 
@@ -415,6 +320,16 @@ def _finished(folder, fingerprint=""):
     return dataset if whole and dataset.report.is_file() else None
 
 
+def _loud(dataset):
+    """The Dataset, after a line about what was left out of it, if anything was."""
+    if dataset.left_out:
+        print(
+            f"⚠️ {dataset.name}: pictures LEFT OUT: {dataset.left_out:,}; {REPORT} in its folder "
+            "says why. To try them again, remove that folder and prepare it anew."
+        )
+    return dataset
+
+
 def _write(source, root, seed, limit, shares):
     """Dataset of a source's pictures, written aside and renamed when complete."""
     folder = root / _folder_name(source.name, seed, limit)
@@ -425,7 +340,7 @@ def _write(source, root, seed, limit, shares):
     # Pixels cannot be broken, and the sets that come so are too small to look at (28×28, 8×8).
     from_files = bool(source.origins)
     if from_files:
-        source, hashes = _check(source)
+        source, hashes = checked(source)
     pairs = duplicates.find_pairs(hashes)
     groups = duplicates.find_groups(pairs, len(source.labels))
     splits = source.splits or split(source.labels, shares, seed, groups)
@@ -488,8 +403,8 @@ def _tell_duplicates(source, pairs):
         else "each on one side of the split"
     )
     print(
-        f"{source.name}: {len(pairs):,} pairs of pictures are nearly the same, {where}, and "
-        f"{labels:,} with two labels; {DUPLICATES} in its folder lists them."
+        f"{source.name}: pairs of nearly equal pictures: {len(pairs):,}, {where}; with two "
+        f"labels: {labels:,}; {DUPLICATES} in its folder lists them."
     )
 
 

@@ -501,7 +501,7 @@ def test_an_already_split_folder_keeps_its_split(tmp_path, capsys):
     # The same picture on both sides is told and left where the source has it.
     shutil.copy(photos / "train" / "a" / "001.png", photos / "test" / "a" / "twice.png")
     dataset = prepare(photos, root=tmp_path / "root")
-    assert "1 pairs of pictures are nearly the same, 1 of them ACROSS" in capsys.readouterr().out
+    assert "pairs of nearly equal pictures: 1, 1 of them ACROSS" in capsys.readouterr().out
     assert dataset.counts().loc["b"].to_list() == [9, 9, 9]
     assert content(dataset) == {
         (path.parts[-3], path.parts[-2], path.name): path.read_bytes()
@@ -569,7 +569,7 @@ def test_broken_pictures_are_left_out_and_listed(tmp_path, capsys):
     (photos / "b" / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic")
     for _ in range(2):
         dataset = prepare(photos, root=tmp_path / "root")
-        assert "3 pictures are LEFT OUT; report.csv" in capsys.readouterr().out
+        assert "pictures LEFT OUT: 3; report.csv" in capsys.readouterr().out
     assert dataset.counts().sum(axis=1).to_dict() == {"a": 20, "b": 20}
     assert dataset.left_out == 3
     assert dataset.report.read_text().splitlines() == [

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageEnhance
 
 from studio import duplicates, splitting
-from studio.datasets import _check_picture
+from studio.checking import check_picture
 
 
 def photo(seed):
@@ -36,13 +36,13 @@ def hashes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("photos")
     for i in range(20):
         photo(i).save(folder / f"{i}.png")
-    return [_check_picture(folder / f"{i}.png").hash for i in range(20)]
+    return [check_picture(folder / f"{i}.png").hash for i in range(20)]
 
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_changed_copy_is_found_and_others_are_not(change, hashes, tmp_path):
     CHANGES[change](photo(7)).save(tmp_path / "copy.jpg", quality=60)
-    pairs = duplicates.find_pairs([*hashes, _check_picture(tmp_path / "copy.jpg").hash])
+    pairs = duplicates.find_pairs([*hashes, check_picture(tmp_path / "copy.jpg").hash])
     assert pairs[["first", "second"]].to_numpy().tolist() == [[7, 20]]
 
 
@@ -100,6 +100,6 @@ def test_real_photos_have_few_and_known_near_duplicates(name, least, data_dir):
     }[name]
     files = [data_dir / name / known[0], data_dir / name / known[1]]
     files += sorted((data_dir / name).glob("*/*5.jpg"))
-    pairs = duplicates.find_pairs([_check_picture(path).hash for path in dict.fromkeys(files)])
+    pairs = duplicates.find_pairs([check_picture(path).hash for path in dict.fromkeys(files)])
     assert pairs[["first", "second"]].to_numpy().tolist()[0] == [0, 1]
     assert len(pairs) <= least

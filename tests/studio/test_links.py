@@ -201,8 +201,8 @@ def test_a_bad_answer_is_reported_and_left_out(site, tmp_path, monkeypatch, caps
     for row, words in zip(rows, wanted, strict=True):
         assert row["problem"].startswith(words), row
     assert dataset.left_out == len(bad)
-    assert f"{len(bad)} more are left out" in dataset.banner()
-    assert f"{len(bad)} pictures are LEFT OUT" in capsys.readouterr().out
+    assert f"left out: {len(bad)}" in dataset.banner()
+    assert f"pictures LEFT OUT: {len(bad)}" in capsys.readouterr().out
     assert (site.asked["/flaky/20"], site.asked["/gone/30"]) == (3, 1)
     assert not list((tmp_path / "root" / "downloads").rglob("*.partial"))
 
