@@ -2,75 +2,48 @@
 
     dataset = prepare()                      # Fashion-MNIST, or the digits with a loud banner
     dataset = prepare("path/to/photos")      # any folder with one sub-folder a class
+    dataset = prepare("path/to/links.csv")   # links or S3 keys with labels: studio/links.py
     packed = pack(dataset)                   # one tar a split: what travels to S3
 
-A prepared folder holds train/, valid/ and test/, each with one folder a class. Fashion-MNIST comes
-from DATA_DIR where that is set, else from the internet, else scikit-learn's digits stand in.
+A prepared folder holds train/, valid/ and test/, each with one folder a class, and report.csv with
+the pictures that were left out, and why. Fashion-MNIST comes from DATA_DIR where that is set, else
+from the internet, else scikit-learn's digits stand in.
 """
 
-import contextlib
-import errno
-import gzip
+import csv
 import hashlib
-import io
 import json
 import math
 import os
 import shutil
-import socket
-import tarfile
 import tempfile
 import time
-import zlib
-from dataclasses import asdict, dataclass, field
-from http.client import HTTPException
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from PIL import Image
 
-SPLITS = ("train", "valid", "test")
-PICTURE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+from studio import duplicates, fashion_mnist, links, packing
+from studio.checking import checked
+from studio.pictures import (
+    SPLITS,
+    DataError,
+    Problem,
+    Source,
+    decoding,
+    one_sentence_on_full_disk,
+    open_for_training,
+    pictures_in,
+)
+from studio.splitting import check_every_class, limited, split
+
+__all__ = ["SPLITS", "DataError", "Dataset", "decoding", "pack", "prepare", "samples"]
+
 CARD = "dataset.json"
-
-# In the order of Fashion-MNIST's label numbers, as names that are safe for folders.
-FASHION_CLASSES = (
-    "t-shirt-top",
-    "trouser",
-    "pullover",
-    "dress",
-    "coat",
-    "sandal",
-    "shirt",
-    "sneaker",
-    "bag",
-    "ankle-boot",
-)
-DIGIT_CLASSES = (
-    "zero",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-)
-IDX_FILES = (
-    "train-images-idx3-ubyte",
-    "train-labels-idx1-ubyte",
-    "t10k-images-idx3-ubyte",
-    "t10k-labels-idx1-ubyte",
-)
-# Long enough for a slow network, short enough that a silent one does not look like a hang.
-DOWNLOAD_TIMEOUT = 15  # seconds
-
-
-class DataError(Exception):
-    """What is wrong with the data and the way out, in one or two plain sentences."""
+REPORT = "report.csv"
+DUPLICATES = "duplicates.csv"
 
 
 @dataclass(frozen=True)
@@ -82,21 +55,38 @@ class Dataset:
     class_names: tuple[str, ...]
     source: str
     is_fallback: bool = False
+    # Pictures that could not be had or read; `report` has a line for each.
+    left_out: int = 0
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits there are: train, valid and, unless its share is 0, test."""
+        return tuple(name for name in SPLITS if (self.folder / name).is_dir())
+
+    @property
+    def report(self) -> Path:
+        """CSV file: line, link, label and problem of each picture that was left out."""
+        return self.folder / REPORT
+
+    @property
+    def duplicates(self) -> Path:
+        """CSV file: the pairs of pictures that are nearly the same; none for Fashion-MNIST."""
+        return self.folder / DUPLICATES
 
     def files(self, split: str) -> list[tuple[Path, str]]:
         """Sorted list of (path, class name) of one split."""
         return [
             (path, name)
             for name in self.class_names
-            for path in _pictures_in(self.folder / split / name)
+            for path in pictures_in(self.folder / split / name)
         ]
 
     def counts(self, totals: bool = False) -> pd.DataFrame:
         """Pictures per class (rows) and split (columns); `totals` adds the sums of both."""
         table = pd.DataFrame(
             {
-                split: [len(_pictures_in(self.folder / split / name)) for name in self.class_names]
-                for split in SPLITS
+                split: [len(pictures_in(self.folder / split / name)) for name in self.class_names]
+                for split in self.splits
             },
             index=pd.Index(self.class_names, name="class"),
         )
@@ -106,9 +96,11 @@ class Dataset:
         return table
 
     def banner(self) -> str:
-        """Markdown that says what the pictures are: loud where the fall-back stands in."""
+        """Markdown that says what the pictures are: loud where some, or all, are not the wanted."""
         total = int(self.counts().to_numpy().sum())
         line = f"{total:,} pictures in {len(self.class_names)} classes, from {self.source}"
+        if self.left_out:
+            line += f"; ⚠️ **left out: {self.left_out:,}**, {REPORT} says why"
         if not self.is_fallback:
             return f"Data: **{self.name}**, {line}."
         return (
@@ -121,63 +113,88 @@ class Dataset:
         )
 
 
-@dataclass(frozen=True)
-class _Source:
-    """Pictures to write, as parallel lists; a payload is pixels or the file to copy."""
-
-    name: str
-    source: str
-    class_names: tuple[str, ...]
-    labels: list[str]
-    file_names: list[str]
-    payloads: list
-    is_fallback: bool = False
-    # Indices of each split where the source comes split already.
-    splits: dict | None = None
-    # Changes when the pictures do; lets a prepared folder notice that it is out of date.
-    fingerprint: str = ""
-
-
 def prepare(
     name: str | Path = "fashion-mnist",
     root: str | Path = "build/data",
     seed: int = 0,
     limit: int | None = None,
-    shares: tuple[float, float, float] = (0.8, 0.1, 0.1),
+    shares: tuple[float, ...] = (0.8, 0.1, 0.1),
+    *,
+    bucket: str | None = None,
+    key: str = "{key}",
+    s3=None,
 ) -> Dataset:
-    """Dataset of Fashion-MNIST or of a folder of pictures, split and ready under `root`.
+    """Dataset of Fashion-MNIST, a folder of pictures or a list, split and ready under `root`.
 
-    name: "fashion-mnist", or a folder (also one inside DATA_DIR) with one sub-folder a class. One
-        that holds train/, valid/ and test/ keeps its split, and is used in place without `limit`.
+    name: "fashion-mnist"; or a folder (also one inside DATA_DIR) with one sub-folder a class, or
+        with train/, valid/ and perhaps test/ of such, which keep their split; or a list of links
+        or S3 keys with labels: .csv, .tsv, .json or .jsonl, as studio/links.py says.
     seed: of the split and of the draw.
     limit: at most so many pictures a split, every class in its proportion.
-    shares: of train, valid and test where a folder has to be split.
+    shares: of train, valid and test where the source has to be split; (0.7, 0.3) has no test.
+    bucket, key, s3: for a list of keys: their bucket, what is made of each (`{key}` is the whole
+        of it, `{stem}` its file name without suffix), and a boto3 client; an unsigned one will do
+        where the bucket is public.
 
-    A finished folder from an earlier call is returned as it is. Raises DataError where the data
-    are missing, damaged or too few, or the disk is full.
+    Broken pictures and dead links are left out, counted and listed in report.csv. Pictures that
+    are nearly the same share a split, unless the source comes split; duplicates.csv lists them. A
+    finished folder from an earlier call is returned as it is. Raises DataError where the data are
+    missing, damaged, too few or for more than half unusable, or the disk is full.
     """
     if limit is not None and limit < 1:
         raise ValueError("limit must be at least 1, or None for all pictures")
-    if len(shares) != 3 or min(shares) <= 0 or not math.isclose(sum(shares), 1):
-        raise ValueError("shares must be three positive numbers with the sum 1")
+    shares = _checked_shares(shares)
     root = Path(root)
     if name == "fashion-mnist":
-        return _prepare_fashion_mnist(root, seed, limit)
-    return _prepare_folder(_find_folder(name), root, seed, limit, shares)
+        finished = _finished(root / _folder_name(name, seed, limit))
+        if finished:
+            return finished
+        source = fashion_mnist.source(root / "downloads", seed)
+        return _write(source, root, seed, limit, shares)
+    path = _find(name)
+    if path.is_dir():
+        return _write(_folder_source(path, shares), root, seed, limit, shares)
+    listed = links.read_list(path, bucket, key)
+    fingerprint = _fingerprint(listed.describe(), shares)
+    finished = _finished(root / _folder_name(path.stem, seed, limit), fingerprint)
+    if finished:
+        return _loud(finished)
+    with one_sentence_on_full_disk():
+        source = links.fetch(listed, root / "downloads" / path.stem, s3)
+    return _write(replace(source, fingerprint=fingerprint), root, seed, limit, shares)
 
 
-def pack(dataset: Dataset, folder: str | Path = "build/packed") -> dict[str, Path]:
-    """Dict of split → `folder`/<split>/<split>.tar with sorted <class>/<file> members.
+def pack(
+    dataset: Dataset,
+    folder: str | Path = "build/packed",
+    format: str = "tar",
+    image_size: int | None = None,
+    quality: int = 95,
+) -> dict[str, Path]:
+    """Dict of split → `folder`/<split>/<split>.tar, or .rec, with every picture of that split.
 
-    The tars are not compressed (the pictures are already), and equal pictures give equal bytes.
-    Raises DataError where the disk is full.
+    format: "tar", with sorted <class>/<file> members, not compressed (the pictures are already);
+        or "recordio", with .idx and .lst beside it, as im2rec writes it and SageMaker's built-in
+        image classification reads it.
+    image_size: RecordIO only: pack the central square of each picture in that many pixels, upright,
+        in RGB, as JPEG of `quality` (1 to 95); None packs the files as they are.
+
+    Equal pictures give equal bytes. Raises DataError where the disk is full.
     """
+    if format not in ("tar", "recordio"):
+        raise ValueError('format must be "tar" or "recordio"')
+    suffix = {"tar": ".tar", "recordio": ".rec"}[format]
     packed = {}
-    for split in SPLITS:
-        packed[split] = Path(folder) / split / f"{split}.tar"
-        with _one_sentence_on_full_disk():
-            packed[split].parent.mkdir(parents=True, exist_ok=True)
-            _write_tar(dataset.files(split), packed[split])
+    for name in dataset.splits:
+        packed[name] = Path(folder) / name / f"{name}{suffix}"
+        with one_sentence_on_full_disk():
+            packed[name].parent.mkdir(parents=True, exist_ok=True)
+            if format == "tar":
+                packing.write_tar(dataset.files(name), packed[name])
+            else:
+                packing.write_recordio(
+                    dataset.files(name), dataset.class_names, packed[name], image_size, quality
+                )
     return packed
 
 
@@ -188,200 +205,50 @@ def samples(
     rng = np.random.default_rng(seed)
     drawn = {}
     for name in dataset.class_names:
-        paths = _pictures_in(dataset.folder / split / name)
+        paths = pictures_in(dataset.folder / split / name)
         chosen = rng.permutation(len(paths))[:per_class]
         drawn[name] = [paths[i] for i in sorted(chosen)]
     return drawn
 
 
-@contextlib.contextmanager
-def decoding(path: Path):
-    """Turn what Pillow raises on a broken picture into a DataError that names the file."""
-    try:
-        yield
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(
-            f"“{path.parent.name}/{path.name}” cannot be read as a picture: replace or remove it."
-        ) from error
-
-
-# --- Fashion-MNIST and its fall-back ------------------------------------------------------------
-
-
-def _prepare_fashion_mnist(root, seed, limit):
-    finished = _finished(root / _folder_name("fashion-mnist", seed, limit))
-    if finished:
-        return finished
-    data_dir = os.environ.get("DATA_DIR")
-    if data_dir:
-        raw = _find_idx_folder(Path(data_dir))
-        way_out = "Copy that file again, or unset DATA_DIR to download the set."
-        return _write(_fashion_mnist(raw, way_out, seed), root, seed, limit)
-    raw = root / "downloads" / "fashion-mnist"
-    if _download_fashion_mnist(raw):
-        way_out = "Delete the folder “downloads” among the prepared data and run this again."
-        return _write(_fashion_mnist(raw, way_out, seed), root, seed, limit)
-    return _write(_digits(seed), root, seed, limit)
-
-
-def _fashion_mnist(raw, way_out, seed):
-    """The 60,000 training pictures, a tenth of them for validation, and the 10,000 for test."""
-    train_x, train_y = _read_pair(raw, "train", way_out)
-    test_x, test_y = _read_pair(raw, "t10k", way_out)
-    valid, train = _draw(train_y, round(len(train_y) / 10), np.random.default_rng(seed))
-    return _Source(
-        name="fashion-mnist",
-        source="Zalando Research (MIT licence)",
-        class_names=tuple(sorted(FASHION_CLASSES)),
-        labels=[FASHION_CLASSES[y] for y in (*train_y, *test_y)],
-        # The number is the picture's place in the original file.
-        file_names=[f"train-{i:05d}.png" for i in range(len(train_y))]
-        + [f"test-{i:05d}.png" for i in range(len(test_y))],
-        payloads=[*train_x, *test_x],
-        splits={"train": train, "valid": valid, "test": len(train_y) + np.arange(len(test_y))},
-    )
-
-
-def _digits(seed):
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    labels = [DIGIT_CLASSES[y] for y in digits.target]
-    # Ink is counted in sixteenths there.
-    pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)
-    return _Source(
-        name="digits",
-        source="scikit-learn's bundled scans of 8×8 pixels",
-        class_names=tuple(sorted(DIGIT_CLASSES)),
-        labels=labels,
-        file_names=[f"digit-{i:05d}.png" for i in range(len(labels))],
-        payloads=list(pixels),
-        is_fallback=True,
-        splits=_split(labels, (0.7, 0.15, 0.15), seed),
-    )
-
-
-def _find_idx_folder(data_dir):
-    """The folder at or under `data_dir` that holds the four IDX files; DataError without them."""
-    places = (data_dir / "FashionMNIST" / "raw", data_dir / "FashionMNIST", data_dir)
-    missing = {place: [f for f in IDX_FILES if _idx_path(place, f) is None] for place in places}
-    best = min(places, key=lambda place: len(missing[place]))
-    if len(missing[best]) == len(IDX_FILES):
-        raise DataError(
-            "DATA_DIR is set but holds no Fashion-MNIST. Put its four files under "
-            "FashionMNIST/raw there, or unset DATA_DIR to download them."
+def _checked_shares(shares):
+    shares = (*shares, 0.0) if len(shares) == 2 else tuple(shares)
+    fits = len(shares) == 3 and min(shares[:2]) > 0 and shares[2] >= 0
+    if not fits or not math.isclose(sum(shares), 1):
+        raise ValueError(
+            "shares must be two or three positive numbers with the sum 1; only test may have 0"
         )
-    if missing[best]:
-        raise DataError(
-            f"DATA_DIR holds a part of Fashion-MNIST but not {', '.join(missing[best])} (plain or "
-            ".gz). Add what is missing, or unset DATA_DIR to download the set."
-        )
-    return best
-
-
-def _idx_path(folder, name):
-    # Compressed first: gzip carries a checksum, the plain file none.
-    for path in (folder / f"{name}.gz", folder / name):
-        if path.is_file():
-            return path
-    return None
-
-
-def _read_pair(raw, prefix, way_out):
-    """Pictures, uint8 (n, rows, columns), and labels, uint8 (n,), of one pair of IDX files."""
-    pictures_path = _idx_path(raw, f"{prefix}-images-idx3-ubyte")
-    labels_path = _idx_path(raw, f"{prefix}-labels-idx1-ubyte")
-    pictures = _read_idx(pictures_path, 3, way_out)
-    labels = _read_idx(labels_path, 1, way_out)
-    if len(pictures) != len(labels):
-        raise DataError(
-            f"{pictures_path.name} holds {len(pictures):,} pictures but {labels_path.name} "
-            f"{len(labels):,} labels. {way_out}"
-        )
-    if labels.max() >= len(FASHION_CLASSES):
-        raise DataError(
-            f"{labels_path.name} holds the label {labels.max()}, and Fashion-MNIST ends at 9. "
-            f"{way_out}"
-        )
-    return pictures, labels
-
-
-def _read_idx(path, dimensions, way_out):
-    """Array of an IDX file of unsigned bytes; the format: http://yann.lecun.com/exdb/mnist/."""
-    try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
-            content = file.read()
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(f"{path.name} is damaged or cut short. {way_out}") from error
-    start = 4 + 4 * dimensions
-    if content[:4] != bytes([0, 0, 8, dimensions]) or len(content) < start:
-        raise DataError(f"{path.name} is not the IDX file its name promises. {way_out}")
-    shape = tuple(int(n) for n in np.frombuffer(content[4:start], dtype=">u4"))
-    if math.prod(shape) == 0 or len(content) != start + math.prod(shape):
-        raise DataError(
-            f"{path.name} holds {len(content) - start:,} bytes of data where its header promises "
-            f"{math.prod(shape):,}. {way_out}"
-        )
-    return np.frombuffer(content, dtype=np.uint8, offset=start).reshape(shape)
-
-
-def _download_fashion_mnist(folder):
-    """Whether the four files now lie in `folder`, their checksums compared by torchvision."""
-    from torchvision.datasets import FashionMNIST
-    from torchvision.datasets.utils import download_url
-
-    print("Fashion-MNIST: looking for it on the internet (30 MB) …", end=" ", flush=True)
-    timeout_before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
-    try:
-        # torchvision's progress bar writes to stderr, which a notebook keeps.
-        with contextlib.redirect_stderr(io.StringIO()), _one_sentence_on_full_disk():
-            for name, md5 in FashionMNIST.resources:
-                download_url(FashionMNIST.mirrors[0] + name, folder, name, md5)
-    except (OSError, RuntimeError, HTTPException) as error:
-        print(f"not reached ({type(error).__name__}).")
-        return False
-    finally:
-        socket.setdefaulttimeout(timeout_before)
-    print("downloaded.")
-    return True
+    return shares
 
 
 # --- Any folder of pictures ---------------------------------------------------------------------
 
 
-def _prepare_folder(folder, root, seed, limit, shares):
-    present = [split for split in SPLITS if (folder / split).is_dir()]
-    if present and len(present) < len(SPLITS):
-        absent = " and ".join(f"{s}/" for s in SPLITS if s not in present)
-        raise DataError(
-            f"“{folder.name}” holds {' and '.join(f'{s}/' for s in present)} but not {absent}. "
-            "Add what is missing, or give a folder with one sub-folder a class."
-        )
-    if not present:
-        source = _folder_source(folder, {None: folder}, seed, shares)
-        return _write(source, root, seed, limit)
-    source = _folder_source(folder, {s: folder / s for s in SPLITS}, seed, shares)
-    if limit is not None:
-        return _write(source, root, seed, limit)
-    return Dataset(source.name, folder, source.class_names, source.source)
-
-
-def _find_folder(name):
-    path = Path(name)
-    if path.is_dir():
-        return path
-    data_dir = os.environ.get("DATA_DIR")
-    if data_dir and (Path(data_dir) / path).is_dir():
-        return Path(data_dir) / path
+def _find(name):
+    places = [Path(name)]
+    if data_dir := os.environ.get("DATA_DIR"):
+        places.append(Path(data_dir) / name)
+    for path in places:
+        if path.is_dir() or (path.is_file() and path.suffix.lower() in links.SUFFIXES):
+            return path
     raise DataError(
-        f"There is no folder “{path.name}”. Give “fashion-mnist”, or a folder with one sub-folder "
-        "a class, by its path or by its name inside DATA_DIR."
+        f"There is no folder “{places[0].name}” and no list of that name. Give “fashion-mnist”, a "
+        f"folder with one sub-folder a class, or a list of links ({', '.join(links.SUFFIXES)}), by "
+        "its path or by its name inside DATA_DIR."
     )
 
 
-def _folder_source(folder, parts, seed, shares):
-    """Source of the class folders in each part (split → folder; None where not yet split)."""
+def _folder_source(folder, shares):
+    """Source of the class folders in a folder, or in its train/, valid/ and test/."""
+    present = [name for name in SPLITS if (folder / name).is_dir()]
+    absent = [f"{name}/" for name in ("train", "valid") if name not in present]
+    if present and absent:
+        raise DataError(
+            f"“{folder.name}” holds {' and '.join(f'{s}/' for s in present)} but not "
+            f"{' and '.join(absent)}. "
+            "Add what is missing, or give a folder with one sub-folder a class."
+        )
+    parts = {name: folder / name for name in present} or {None: folder}
     classes = {part: _class_folders(path) for part, path in parts.items()}
     names = sorted({name for found in classes.values() for name in found})
     if len(names) < 2:
@@ -389,98 +256,43 @@ def _folder_source(folder, parts, seed, shares):
             f"“{folder.name}” needs two or more sub-folders with pictures, one a class, and has "
             f"{len(names)}."
         )
-    listed = [
-        (part, name, path)
+    paths = [
+        (part, path)
         for part, root in parts.items()
         for name in names
-        for path in _pictures_in(root / name)
+        for path in pictures_in(root / name)
     ]
-    labels = [name for _, name, _ in listed]
-    if None in parts:
-        splits = _split(labels, shares, seed)
-    else:
-        splits = {
-            split: np.array([i for i, (part, _, _) in enumerate(listed) if part == split], int)
-            for split in SPLITS
-        }
-        _check_every_class(splits, labels, names)
-    return _Source(
+    labels = [path.parent.name for _, path in paths]
+    splits = {
+        split: np.array([i for i, (part, _) in enumerate(paths) if part == split], int)
+        for split in present
+    }
+    check_every_class(splits, labels, names)
+    origins = [("", path.relative_to(folder).as_posix()) for _, path in paths]
+    sizes = [f"{name} {path.stat().st_size}" for (_, name), (_, path) in zip(origins, paths)]
+    return Source(
         name=folder.resolve().name,
         source="a folder of that name",
         class_names=tuple(names),
         labels=labels,
-        file_names=[path.name for _, _, path in listed],
-        payloads=[path for _, _, path in listed],
-        splits=splits,
-        fingerprint=_fingerprint(listed, shares),
+        file_names=[path.name for _, path in paths],
+        payloads=[path for _, path in paths],
+        splits=splits or None,
+        fingerprint=_fingerprint(sizes, shares),
+        origins=origins,
     )
 
 
 def _class_folders(folder):
     names = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
     for name in names:
-        if not _pictures_in(folder / name):
+        if not pictures_in(folder / name):
             raise DataError(f"The class folder “{name}” holds no picture: fill it or remove it.")
     return names
 
 
-def _pictures_in(folder):
-    """Sorted paths of the pictures right inside a folder; none where it does not exist."""
-    if not folder.is_dir():
-        return []
-    return [
-        folder / name
-        for name in sorted(os.listdir(folder))
-        if os.path.splitext(name)[1].lower() in PICTURE_SUFFIXES and not name.startswith(".")
-    ]
-
-
-def _fingerprint(listed, shares):
-    lines = [f"{part}/{name}/{path.name} {path.stat().st_size}" for part, name, path in listed]
-    return hashlib.sha256("\n".join([repr(tuple(shares)), *lines]).encode()).hexdigest()
-
-
-# --- Splitting ----------------------------------------------------------------------------------
-
-
-def _draw(labels, size, rng):
-    """Sorted indices of a stratified random draw of `size`, and of the rest.
-
-    Every class appears once before any appears in proportion, so that rare ones are not left out.
-    """
-    order = rng.permutation(len(labels))
-    shuffled = pd.Series(np.asarray(labels)[order])
-    groups = shuffled.groupby(shuffled)
-    position = groups.cumcount() / groups.transform("size")
-    order = order[np.argsort(position.to_numpy(), kind="stable")]
-    return np.sort(order[:size]), np.sort(order[size:])
-
-
-def _split(labels, shares, seed):
-    """Dict of split → sorted indices, stratified, in the shares of train, valid and test."""
-    rng = np.random.default_rng(seed)
-    labels = np.asarray(labels)
-    test, rest = _draw(labels, round(len(labels) * shares[2]), rng)
-    valid, train = _draw(labels[rest], round(len(labels) * shares[1]), rng)
-    return {"train": rest[train], "valid": rest[valid], "test": test}
-
-
-def _limited(splits, labels, seed, limit):
-    if limit is None:
-        return splits
-    rng = np.random.default_rng(seed)
-    labels = np.asarray(labels)
-    return {split: at[_draw(labels[at], limit, rng)[0]] for split, at in splits.items()}
-
-
-def _check_every_class(splits, labels, class_names):
-    for split, at in splits.items():
-        missing = sorted(set(class_names) - {labels[i] for i in at})
-        if missing:
-            raise DataError(
-                f"The {split} split would hold no picture of “{missing[0]}”. Add pictures of it, "
-                "or choose larger shares or a larger limit."
-            )
+def _fingerprint(lines, shares):
+    return hashlib.sha256("\n".join([repr(shares), *lines]).encode()).hexdigest()
 
 
 # --- Writing ------------------------------------------------------------------------------------
@@ -494,26 +306,51 @@ def _finished(folder, fingerprint=""):
     """The Dataset of a folder that was written to its end and is still whole, else None."""
     try:
         card = json.loads((folder / CARD).read_text(encoding="utf-8"))
-        names = tuple(card["class_names"])
-        dataset = Dataset(card["name"], folder, names, card["source"], card["is_fallback"])
+        dataset = Dataset(
+            card["name"],
+            folder,
+            tuple(card["class_names"]),
+            card["source"],
+            card["is_fallback"],
+            card["left_out"],
+        )
         whole = (card["counts"], card["fingerprint"]) == (dataset.counts().to_dict(), fingerprint)
     except (OSError, ValueError, LookupError, TypeError):
         return None
-    return dataset if whole else None
+    return dataset if whole and dataset.report.is_file() else None
 
 
-def _write(source, root, seed, limit):
+def _loud(dataset):
+    """The Dataset, after a line about what was left out of it, if anything was."""
+    if dataset.left_out:
+        print(
+            f"⚠️ {dataset.name}: pictures LEFT OUT: {dataset.left_out:,}; {REPORT} in its folder "
+            "says why. To try them again, remove that folder and prepare it anew."
+        )
+    return dataset
+
+
+def _write(source, root, seed, limit, shares):
     """Dataset of a source's pictures, written aside and renamed when complete."""
     folder = root / _folder_name(source.name, seed, limit)
     finished = _finished(folder, source.fingerprint)
     if finished:
-        return finished
-    splits = _limited(source.splits, source.labels, seed, limit)
-    _check_every_class(splits, source.labels, source.class_names)
+        return _loud(finished)
+    hashes = []
+    # Pixels cannot be broken, and the sets that come so are too small to look at (28×28, 8×8).
+    from_files = bool(source.origins)
+    if from_files:
+        source, hashes = checked(source)
+    pairs = duplicates.find_pairs(hashes)
+    groups = duplicates.find_groups(pairs, len(source.labels))
+    splits = source.splits or split(source.labels, shares, seed, groups)
+    splits = limited(splits, source.labels, seed, limit)
+    check_every_class(splits, source.labels, source.class_names)
+    pairs = _pairs_table(source, splits, pairs)
     total = sum(map(len, splits.values()))
     print(f"{source.name}: writing {total:,} pictures …", end=" ", flush=True)
     start = time.monotonic()
-    with _one_sentence_on_full_disk():
+    with one_sentence_on_full_disk():
         root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=root, prefix=".writing-") as aside:
             dataset = Dataset(
@@ -522,13 +359,60 @@ def _write(source, root, seed, limit):
                 source.class_names,
                 source.source,
                 source.is_fallback,
+                len(source.problems),
             )
             _write_pictures(source, splits, dataset.folder)
+            _write_report(source.problems, dataset.report)
+            if from_files:
+                pairs.to_csv(dataset.duplicates, index=False)
             _write_card(dataset, source.fingerprint, seed, limit)
             shutil.rmtree(folder, ignore_errors=True)
             dataset.folder.rename(folder)
     print(f"done in {time.monotonic() - start:.0f} s.")
-    return Dataset(source.name, folder, source.class_names, source.source, source.is_fallback)
+    _tell_duplicates(source, pairs)
+    return _loud(replace(dataset, folder=folder))
+
+
+def _pairs_table(source, splits, pairs):
+    """The pairs of which both pictures are written, by split, class and file."""
+    split_of = {i: name for name, at in splits.items() for i in at.tolist()}
+    columns = [f"{what}_{side}" for side in "ab" for what in ("split", "class", "file")]
+    rows = [
+        (
+            *(split_of[a], source.labels[a], source.file_names[a]),
+            *(split_of[b], source.labels[b], source.file_names[b]),
+            distance,
+        )
+        for a, b, distance in pairs.itertuples(index=False)
+        if a in split_of and b in split_of
+    ]
+    table = pd.DataFrame(rows, columns=[*columns, "distance"])
+    return table.assign(
+        across_splits=table["split_a"] != table["split_b"],
+        same_class=table["class_a"] == table["class_b"],
+    )
+
+
+def _tell_duplicates(source, pairs):
+    if pairs.empty:
+        return
+    across, labels = int(pairs["across_splits"].sum()), int((~pairs["same_class"]).sum())
+    where = (
+        f"{across:,} of them ACROSS the splits that the source gives"
+        if source.splits
+        else "each on one side of the split"
+    )
+    print(
+        f"{source.name}: pairs of nearly equal pictures: {len(pairs):,}, {where}; with two "
+        f"labels: {labels:,}; {DUPLICATES} in its folder lists them."
+    )
+
+
+def _write_report(problems, path):
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(Problem._fields)
+        writer.writerows(sorted(problems, key=lambda problem: (problem.line or 0, problem.link)))
 
 
 def _write_card(dataset, fingerprint, seed, limit):
@@ -544,52 +428,19 @@ def _write_card(dataset, fingerprint, seed, limit):
 
 
 def _write_pictures(source, splits, folder):
-    jobs = []
-    for split, indices in splits.items():
+    for split_name, indices in splits.items():
         for name in source.class_names:
-            (folder / split / name).mkdir(parents=True)
-        jobs += [
-            (source.payloads[i], folder / split / source.labels[i] / source.file_names[i])
-            for i in indices
-        ]
-    if isinstance(source.payloads[0], np.ndarray):
-        for pixels, path in jobs:
-            Image.fromarray(pixels).save(path)
+            (folder / split_name / name).mkdir(parents=True)
+        for i in indices:
+            to = folder / split_name / source.labels[i] / source.file_names[i]
+            _write_picture(source.payloads[i], to)
+
+
+def _write_picture(payload, to):
+    if isinstance(payload, np.ndarray):
+        Image.fromarray(payload).save(to)
         return
-    for path, to in jobs:
-        _copy_picture(path, to)
-
-
-def _copy_picture(path, to):
-    """Copy of a picture file that was decoded to its end; DataError where it cannot be."""
-    content = path.read_bytes()
-    with decoding(path), Image.open(io.BytesIO(content)) as picture:
-        picture.load()
-    to.write_bytes(content)
-
-
-def _write_tar(files, path):
-    aside = path.with_name(f".{path.name}.partial")
-    try:
-        with tarfile.open(aside, "w", format=tarfile.PAX_FORMAT) as tar:
-            for file, class_name in files:
-                content = file.read_bytes()
-                # A fresh TarInfo has time 0, owner 0 and mode 644: the same bytes on every machine.
-                member = tarfile.TarInfo(f"{class_name}/{file.name}")
-                member.size = len(content)
-                tar.addfile(member, io.BytesIO(content))
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _one_sentence_on_full_disk():
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise DataError(
-            "The disk is full: free some space and run this again; nothing half-written is kept."
-        ) from error
+    content, _ = open_for_training(payload.read_bytes())
+    # "x": two pictures must never become one.
+    with to.open("xb") as file:
+        file.write(content)

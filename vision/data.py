@@ -1,7 +1,8 @@
-"""Reads a labelled split into memory, from class folders or from tar files, with equal results."""
+"""Reads a labelled split into memory: class folders, tar or RecordIO files, with equal results."""
 
 import hashlib
 import itertools
+import json
 import os
 import statistics
 import tarfile
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from vision import recordio
 from vision.errors import ExpectedError, PictureError
 from vision.preprocessing import decode, open_picture
 
@@ -20,28 +22,34 @@ from vision.preprocessing import decode, open_picture
 # own; larger ones get the size that ImageNet's architectures were made for.
 LARGEST_SMALL_PICTURE = 32
 DEFAULT_IMAGE_SIZE = 224
+# Beside RecordIO files: the class names, in the order of their labels.
+CLASSES_FILE = "classes.json"
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One picture of a split: a whole file, or `size` bytes of a tar file from `offset` on."""
+    """One picture of a split: a whole file, or `size` bytes of a tar or RecordIO file.
+
+    They start at `offset`; `rest` are the further parts of a cut record, joined by its magic word.
+    """
 
     class_name: str
     file: str
     path: Path
     offset: int = 0
     size: int = -1
+    rest: tuple[tuple[int, int], ...] = ()
 
     @property
     def name(self) -> str:
         return f"{self.class_name}/{self.file}"
 
     def read(self) -> bytes:
-        """Return the picture's bytes; raises ExpectedError where the tar file ends too early."""
+        """Return the picture's bytes; raises ExpectedError where the packed file ends too early."""
+        parts = ((self.offset, self.size), *self.rest)
         with self.path.open("rb") as file:
-            file.seek(self.offset)
-            data = file.read(self.size)
-        if len(data) < self.size:
+            data = recordio.read_parts(file, parts)
+        if len(data) < sum(size for _, size in parts):
             raise ExpectedError(f"{self.path} is cut off within {self.name}: upload it again")
         return data
 
@@ -73,9 +81,11 @@ class Split:
 def list_split(folder: str | Path) -> list[Entry]:
     """List a split, sorted by class, then by file name.
 
-    `folder` holds one sub-folder a class, or .tar files with members `<class>/<file>`, which are
-    read in place. Names that begin with a dot are left out. Raises ExpectedError where the
-    folder is missing or empty, or holds anything else.
+    `folder` holds one sub-folder a class, or .tar files with members `<class>/<file>`, or RecordIO
+    files (.rec); the last two are read in place. A record's class and file are those of its line
+    in the .lst file of the same name; without one, the class is its label's name in classes.json
+    (a list), or else the label itself. Names that begin with a dot are left out. Raises
+    ExpectedError where the folder is missing or empty, or holds anything else.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -83,13 +93,15 @@ def list_split(folder: str | Path) -> list[Entry]:
     children = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
     class_folders = [path for path in children if path.is_dir()]
     tars = [path for path in children if path.is_file() and path.suffix == ".tar"]
+    recs = [path for path in children if path.is_file() and path.suffix == ".rec"]
+    beside = [path for path in children if recs and _is_beside_records(path)]
     for path in children:
-        if path not in class_folders and path not in tars:
+        if path not in (*class_folders, *tars, *recs, *beside):
             raise ExpectedError(
-                f"{path} is neither a class folder nor a .tar file: take it out of {folder}"
+                f"{path} is neither a class folder nor a .tar or .rec file: take it out of {folder}"
             )
-    if tars and class_folders:
-        raise ExpectedError(f"{folder} holds both .tar files and folders: keep one of the two")
+    if bool(class_folders) + bool(tars) + bool(recs) > 1:
+        raise ExpectedError(f"{folder} mixes class folders, .tar and .rec files: keep one kind")
 
     counts = Counter({path.name: 0 for path in class_folders})
     entries = []
@@ -99,6 +111,8 @@ def list_split(folder: str | Path) -> list[Entry]:
         members, classes = _list_tar(tar)
         entries += members
         counts.update(dict.fromkeys(classes, 0))
+    for rec in recs:
+        entries += _list_records(rec)
     counts.update(entry.class_name for entry in entries)
 
     if not counts:
@@ -149,6 +163,88 @@ def _list_tar(path: Path) -> tuple[list[Entry], set[str]]:
     except tarfile.TarError as error:
         raise ExpectedError(f"{path} is not a complete, uncompressed tar file: {error}") from error
     return entries, classes
+
+
+def _is_beside_records(path: Path) -> bool:
+    return path.is_file() and (path.suffix in (".idx", ".lst") or path.name == CLASSES_FILE)
+
+
+def _list_records(path: Path) -> list[Entry]:
+    listed = path.with_suffix(".lst")
+    rows = recordio.read_list(listed) if listed.is_file() else None
+    class_names = _read_class_names(path.parent / CLASSES_FILE)
+    name_of: dict[int, str] = {}
+    entries = []
+    for record in recordio.read_records(path):
+        label = _whole_label(record, path)
+        if rows is None:
+            file, name = f"{path.stem}-{record.number:08d}", None
+        else:
+            file, name = _listed_name(record, rows, listed)
+        name = name or _name_of_label(label, class_names, path)
+        if name_of.setdefault(label, name) != name:
+            raise ExpectedError(
+                f"{listed} names the label {label} both {name_of[label]!r} and {name!r}: "
+                "write it again with one folder a class"
+            )
+        (offset, size), *rest = record.parts
+        entries.append(Entry(name, file, path, offset, size, tuple(rest)))
+    _check_index(path, len(entries))
+    return entries
+
+
+def _check_index(path: Path, records: int) -> None:
+    """Notice a file that is cut off exactly between two records, where there is an index."""
+    index = path.with_suffix(".idx")
+    if index.is_file() and (indexed := index.read_bytes().count(b"\n")) != records:
+        raise ExpectedError(
+            f"{path} holds {records} pictures and {index.name} names {indexed}: upload both again"
+        )
+
+
+def _whole_label(record: recordio.Record, path: Path) -> int:
+    if record.label < 0 or not record.label.is_integer():
+        raise ExpectedError(
+            f"{path} gives picture {record.number} the label {record.label:g}: "
+            "classes are numbered 0, 1, 2 and so on"
+        )
+    return int(record.label)
+
+
+def _listed_name(
+    record: recordio.Record, rows: dict[int, tuple[float, str]], listed: Path
+) -> tuple[str, str | None]:
+    """Return file and class by the record's line; None for a class where the path has no folder."""
+    label, name = rows.get(record.number, (None, ""))
+    if label != record.label:
+        raise ExpectedError(
+            f"{listed} does not give picture {record.number} the label {record.label:g}: "
+            "upload the .lst and .rec files of one packing"
+        )
+    *folders, file = name.replace("\\", "/").split("/")
+    return file, (folders[-1] or None) if folders else None
+
+
+def _read_class_names(path: Path) -> list[str] | None:
+    if not path.is_file():
+        return None
+    try:
+        names = json.loads(path.read_bytes())
+    except ValueError:
+        names = None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ExpectedError(f"{path} is not a JSON list of class names: write one, in label order")
+    return names
+
+
+def _name_of_label(label: int, class_names: list[str] | None, path: Path) -> str:
+    if class_names is None:
+        return str(label)
+    if label >= len(class_names):
+        raise ExpectedError(
+            f"{path} has the label {label} and {CLASSES_FILE} {len(class_names)} names: add it"
+        )
+    return class_names[label]
 
 
 def spread(entries: Sequence[Entry], at_most: int) -> list[Entry]:

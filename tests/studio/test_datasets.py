@@ -3,6 +3,7 @@
 import errno
 import gzip
 import hashlib
+import io
 import os
 import re
 import shutil
@@ -15,11 +16,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
-from studio import datasets, explore
-from studio.datasets import SPLITS, DataError, pack, prepare, samples
+from studio import datasets, explore, fashion_mnist
+from studio.datasets import SPLITS, DataError, Dataset, pack, prepare, samples
+from vision.data import hash_split, list_split, load_split
 
 ROOT = Path(__file__).parents[2]
 REAL = Path(os.environ.get("DATA_DIR") or ROOT.parent / "shared" / "data")
@@ -334,7 +337,7 @@ def test_without_data_or_network_the_digits_stand_in(tmp_path, monkeypatch, caps
     dataset = prepare(root=tmp_path)
     assert dataset.is_fallback
     assert dataset.counts().sum().to_dict() == {"train": 1257, "valid": 270, "test": 270}
-    assert dataset.class_names == tuple(sorted(datasets.DIGIT_CLASSES))
+    assert dataset.class_names == tuple(sorted(fashion_mnist.DIGIT_CLASSES))
     assert "**This run does not use Fashion-MNIST.**" in dataset.banner()
     assert "1,797 pictures" in dataset.banner()
     out, err = capsys.readouterr()
@@ -392,7 +395,7 @@ def silence(handler):
 
 @pytest.mark.parametrize("answer", [portal, cut_off, silence, lambda handler: None])
 def test_a_bad_network_leads_to_the_digits_quickly(answer, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(datasets, "DOWNLOAD_TIMEOUT", 0.5)
+    monkeypatch.setattr(fashion_mnist, "DOWNLOAD_TIMEOUT", 0.5)
     start = time.monotonic()
     with network(answer, monkeypatch):
         dataset = prepare(root=tmp_path, limit=20)
@@ -429,7 +432,7 @@ def test_fashion_mnist_is_downloaded_where_there_is_a_network(tmp_path, monkeypa
 
 
 def test_digits_are_scaled_to_full_brightness(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets, "_download_fashion_mnist", lambda folder: False)
+    monkeypatch.setattr(fashion_mnist, "_download_fashion_mnist", lambda folder: False)
     dataset = prepare(root=tmp_path)
     pictures = explore.survey(dataset).pictures
     assert (pictures[["width", "height"]] == 8).all(axis=None)
@@ -490,18 +493,27 @@ def test_only_pictures_count(tmp_path):
     assert prepare(photos, root=tmp_path / "root").counts(totals=True).loc["total", "total"] == 20
 
 
-def test_an_already_split_folder_is_used_in_place(tmp_path):
+def test_an_already_split_folder_keeps_its_split(tmp_path, capsys):
     photos = tmp_path / "photos"
     for seed, split in enumerate(SPLITS):
         class_folders(photos / split, {"a": 6, "b": 9}, seed=seed)
     before = tree(photos)
+    # The same picture on both sides is told and left where the source has it.
+    shutil.copy(photos / "train" / "a" / "001.png", photos / "test" / "a" / "twice.png")
     dataset = prepare(photos, root=tmp_path / "root")
-    assert dataset.folder == photos
+    assert "pairs of nearly equal pictures: 1, 1 of them ACROSS" in capsys.readouterr().out
     assert dataset.counts().loc["b"].to_list() == [9, 9, 9]
+    assert content(dataset) == {
+        (path.parts[-3], path.parts[-2], path.name): path.read_bytes()
+        for path in photos.rglob("*.png")
+    }
     few = prepare(photos, root=tmp_path / "root", limit=5)
     assert few.counts().sum().to_list() == [5, 5, 5]
     assert content(few).items() <= content(dataset).items()
-    assert tree(photos) == before
+    (photos / "test" / "a" / "twice.png").unlink()
+    assert tree(photos) == before | {"test/a": tree(photos)["test/a"]}
+    shutil.rmtree(photos / "test")
+    assert prepare(photos, root=tmp_path / "root").splits == ("train", "valid")
 
 
 def test_a_changed_source_is_prepared_again(tmp_path, capsys):
@@ -515,15 +527,13 @@ def test_a_changed_source_is_prepared_again(tmp_path, capsys):
 
 
 def make_bad(photos, what):
-    if what == "truncated":
-        Image.new("RGB", (80, 80), "red").save(photos / "a" / "bad.jpg")
-        cut(photos / "a" / "bad.jpg")
-    if what == "text":
-        (photos / "a" / "bad.jpg").write_text("not a picture")
+    if what == "mostly broken":
+        for i in range(11):
+            (photos / "a" / f"{i:03d}.png").write_text("not a picture")
     if what == "empty class":
         (photos / "c").mkdir()
     if what == "rare":
-        class_folders(photos, {"c": 2})
+        class_folders(photos, {"c": 2}, seed=1)
     if what == "half split":
         class_folders(photos, {"train": 3, "test": 3})
     if what == "one class":
@@ -535,8 +545,7 @@ def make_bad(photos, what):
 @pytest.mark.parametrize(
     ("what", "words"),
     [
-        ("truncated", "“a/bad.jpg” cannot be read"),
-        ("text", "“a/bad.jpg” cannot be read"),
+        ("mostly broken", "11 of the 20 pictures of “a” cannot be used. The first is a/000.png:"),
         ("empty class", "“c” holds no picture"),
         ("rare", "train split would hold no picture of “c”"),
         ("half split", "but not valid/"),
@@ -552,6 +561,123 @@ def test_a_bad_folder_is_refused_in_a_sentence(what, words, tmp_path):
     assert not list(tmp_path.glob("root/*"))
 
 
+def test_broken_pictures_are_left_out_and_listed(tmp_path, capsys):
+    photos = class_folders(tmp_path / "photos", {"a": 20, "b": 20})
+    Image.effect_noise((80, 80), 50).save(photos / "a" / "cut.jpg")
+    cut(photos / "a" / "cut.jpg")
+    (photos / "b" / "text.png").write_text("not a picture")
+    (photos / "b" / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    for _ in range(2):
+        dataset = prepare(photos, root=tmp_path / "root")
+        assert "pictures LEFT OUT: 3; report.csv" in capsys.readouterr().out
+    assert dataset.counts().sum(axis=1).to_dict() == {"a": 20, "b": 20}
+    assert dataset.left_out == 3
+    assert dataset.report.read_text().splitlines() == [
+        "line,link,label,problem",
+        ",a/cut.jpg,a,the picture is truncated or damaged",
+        ',b/phone.heic,b,"this is not a readable JPEG, PNG or WebP picture"',
+        ',b/text.png,b,"this is not a readable JPEG, PNG or WebP picture"',
+    ]
+
+
+@pytest.mark.parametrize(
+    ("shares", "counts"),
+    [
+        ((0.7, 0.2, 0.1), {"a": [70, 20, 10], "b": [140, 40, 20], "c": [28, 8, 4]}),
+        ((0.7, 0.3), {"a": [70, 30], "b": [140, 60], "c": [28, 12]}),
+        ((0.7, 0.3, 0.0), {"a": [70, 30], "b": [140, 60], "c": [28, 12]}),
+    ],
+)
+def test_shares_are_kept_to_the_picture(shares, counts, tmp_path):
+    photos = class_folders(tmp_path / "photos", {"a": 100, "b": 200, "c": 40})
+    # Equal pictures share a split, and the counts hold all the same.
+    for i in range(0, 100, 9):
+        shutil.copy(photos / "a" / f"{i:03d}.png", photos / "b" / f"{i:03d}.png")
+    dataset = prepare(photos, root=tmp_path / "root", shares=shares)
+    assert dataset.counts().T.to_dict("list") == counts
+    assert dataset.splits == SPLITS[: len(counts["a"])]
+    pairs = pd.read_csv(dataset.duplicates)
+    assert (len(pairs), pairs["across_splits"].sum(), pairs["same_class"].sum()) == (12, 0, 0)
+    split_of = {(name, file): split for split, name, file in content(dataset)}
+    assert all(split_of["a", f"{i:03d}.png"] == split_of["b", f"{i:03d}.png"] for i in [0, 9, 99])
+    assert list(pack(dataset, tmp_path / "packed")) == list(dataset.splits)
+
+
+def oriented(pixels, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", exif=exif)
+    return buffer.getvalue()
+
+
+def saved(picture, kind, **options):
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def odd_pictures():
+    """File name → (bytes, the RGB pixels that training must see, tolerance)."""
+    upright = np.zeros((40, 40, 3), np.uint8)
+    upright[:20, :20] = [250, 30, 60]
+    upright[20:, :10] = [20, 90, 240]
+    grey = upright[..., 0]
+    clear = Image.fromarray(upright).convert("RGBA")
+    clear.putalpha(Image.fromarray(np.where(grey > 0, 255, 0).astype(np.uint8)))
+    on_white = np.where(grey[..., None] > 0, upright, 255)
+    palette = Image.fromarray(upright).quantize(8, dither=Image.Dither.NONE)
+    black = palette.getpixel((39, 0))
+    greys = np.repeat(grey[..., None], 3, axis=2)
+    flat = Image.fromarray(upright)
+    # What a viewer must do for each EXIF orientation, undone (EXIF 2.32, tag 0x0112).
+    undo = {1: upright, 2: upright[:, ::-1], 3: upright[::-1, ::-1], 4: upright[::-1]}
+    transposed = upright.transpose(1, 0, 2)
+    undo |= {5: transposed, 6: np.rot90(upright, 1), 7: np.rot90(transposed, 2)}
+    undo[8] = np.rot90(upright, -1)
+    pictures = {
+        f"turned-{n}.png": (oriented(np.ascontiguousarray(pixels), n), upright, 0)
+        for n, pixels in undo.items()
+    }
+    tiff = Image.Exif()
+    tiff[0x0112] = 6
+    turned = Image.fromarray(np.ascontiguousarray(undo[6]))
+    return pictures | {
+        "cmyk.jpg": (saved(flat.convert("CMYK"), "JPEG", quality=95), upright, 40),
+        "palette.png": (saved(palette, "PNG", transparency=black), on_white, 8),
+        "deep.png": (saved(Image.fromarray(grey.astype(np.uint16) * 257), "PNG"), greys, 0),
+        "la.png": (saved(clear.convert("LA"), "PNG"), None, 0),
+        "rgba.webp": (saved(clear, "WEBP", lossless=True), on_white, 0),
+        "bilevel.png": (saved(Image.fromarray(grey > 0), "PNG"), np.where(greys > 0, 255, 0), 0),
+        "cmyk.tiff": (saved(flat.convert("CMYK"), "TIFF"), upright, 2),
+        "turned.tiff": (saved(turned, "TIFF", exif=tiff), upright, 0),
+        "moving.gif": (saved(palette, "GIF", save_all=True, append_images=[palette]), upright, 8),
+        "bitmap.bmp": (saved(flat, "BMP"), upright, 0),
+    }
+
+
+def test_any_kind_of_picture_reaches_training_upright_and_in_rgb(tmp_path):
+    odd = odd_pictures()
+    photos = class_folders(tmp_path / "photos", {"plain": 20})
+    (photos / "odd").mkdir()
+    for name, (data, _, _) in odd.items():
+        (photos / "odd" / name).write_bytes(data)
+    dataset = prepare(photos, root=tmp_path / "root", shares=(0.7, 0.3))
+    assert dataset.left_out == 0
+    seen = {}
+    for split in dataset.splits:
+        loaded = load_split(list_split(dataset.folder / split), ["odd", "plain"], 40, 3)
+        images = loaded.images.permute(0, 2, 3, 1).numpy().astype(int)
+        seen |= dict(zip(loaded.names, images))
+    for name, (_, pixels, tolerance) in odd.items():
+        kept = name if name.endswith(("png", "jpg", "webp")) else f"{name}.png"
+        if pixels is not None:
+            assert abs(seen[f"odd/{kept}"] - pixels).max() <= tolerance, name
+    # Grey with alpha: white where it is clear, three equal channels.
+    assert seen["odd/la.png"][0, 39].tolist() == [255, 255, 255]
+    assert len(set(seen["odd/la.png"][0, 0].tolist())) == 1
+
+
 def test_a_folder_that_does_not_exist_is_refused(tmp_path):
     with pytest.raises(DataError, match="no folder “nowhere”"):
         prepare(tmp_path / "nowhere", root=tmp_path)
@@ -565,7 +691,14 @@ def test_a_limit_below_the_number_of_classes_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"limit": 0}, {"shares": (0.9, 0.2, 0.1)}, {"shares": (0.9, 0.1)}]
+    "wrong",
+    [
+        {"limit": 0},
+        {"shares": (0.9, 0.2, 0.1)},
+        {"shares": (0.9, 0.2)},
+        {"shares": (1.0, 0.0, 0.0)},
+        {"shares": (1.0,)},
+    ],
 )
 def test_wrong_arguments_are_refused(wrong, tmp_path):
     with pytest.raises(ValueError, match=r"limit|shares"):
@@ -603,6 +736,43 @@ def test_tars_hold_every_picture_in_order(small, tmp_path):
             assert facts == {(0, 0, 0, "", "", 0o644)}
             found = {member.name: tar.extractfile(member).read() for member in members}
         assert found == {f"{c}/{p.name}": p.read_bytes() for p, c in small.files(split)}
+
+
+def test_records_hold_every_picture_as_the_tars_do(small, tmp_path):
+    tars = pack(small, tmp_path / "tars")
+    records = pack(small, tmp_path / "records", format="recordio")
+    assert hash_split(list_split(records["train"].parent)) == hash_split(
+        list_split(tars["train"].parent)
+    )
+    assert sorted(os.listdir(records["test"].parent)) == ["test.idx", "test.lst", "test.rec"]
+    again = pack(small, tmp_path / "again", format="recordio")
+    assert records["valid"].read_bytes() == again["valid"].read_bytes()
+    few = pack(small, tmp_path / "few", format="recordio", image_size=8)
+    for entry in list_split(few["valid"].parent):
+        with Image.open(io.BytesIO(entry.read())) as picture:
+            assert (picture.format, picture.size, picture.mode) == ("JPEG", (8, 8), "RGB")
+
+
+def test_the_records_are_im2recs_own(tmp_path):
+    """The files that MXNet's im2rec made of the same folder, in its order."""
+    golden = ROOT / "tests" / "vision" / "golden"
+    folder = tmp_path / "set"
+    for split in ("train", "valid"):
+        shutil.copytree(golden / "pictures", folder / split)
+    dataset = Dataset("golden", folder, ("ashes", "birch", "cedar"), "MXNet")
+    rec = pack(dataset, tmp_path / "packed", format="recordio")["train"]
+    for suffix in (".rec", ".idx", ".lst"):
+        ours, theirs = rec.with_suffix(suffix), golden / f"golden{suffix}"
+        assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_a_name_that_a_list_cannot_hold_is_refused(small, tmp_path):
+    small.files("train")[0][0].rename(small.files("train")[0][0].with_name("a\tb.png"))
+    with pytest.raises(DataError, match="rename it"):
+        pack(small, tmp_path / "packed", format="recordio")
+    with pytest.raises(ValueError, match="format"):
+        pack(small, tmp_path / "packed", format="zip")
+    assert not [path for path in (tmp_path / "packed").rglob("*") if path.is_file()]
 
 
 def test_a_full_disk_while_packing_leaves_no_tar(small, tmp_path, monkeypatch):

@@ -105,7 +105,7 @@ def broken_folder(folder, kind):
         return "more is not a picture file"
     if kind == "mixed":
         write_tar(folder / "a.tar", {"lying/x.png": b""})
-        return "both .tar files and folders"
+        return "mixes class folders, .tar and .rec files"
     (folder / "unknown").mkdir()
     (folder / "unknown" / "1.png").write_bytes(encode(noise()))
     return "'unknown' of .* is not among the known classes"

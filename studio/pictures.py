@@ -1,0 +1,126 @@
+"""What every source of pictures shares: names, the faults that a reader can put right, checking."""
+
+import contextlib
+import errno
+import io
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image, ImageOps
+
+SPLITS = ("train", "valid", "test")
+# Training reads these as they are; the rest is turned into PNG, or reported where it cannot be.
+READ_AS_THEY_ARE = {".jpeg", ".jpg", ".png", ".webp"}
+TURNED_INTO_PNG = ("BMP", "GIF", "PPM", "TIFF")
+PICTURE_SUFFIXES = READ_AS_THEY_ARE | {
+    *(".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".ppm", ".tif", ".tiff"),
+}
+
+
+class DataError(Exception):
+    """What is wrong with the data and the way out, in one or two plain sentences."""
+
+
+class Problem(NamedTuple):
+    """One line of report.csv: a picture that is left out, and why."""
+
+    line: int | str
+    link: str
+    label: str
+    problem: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """Pictures to write, as parallel lists; a payload is pixels or the file to copy."""
+
+    name: str
+    source: str
+    class_names: tuple[str, ...]
+    labels: list[str]
+    file_names: list[str]
+    payloads: list
+    is_fallback: bool = False
+    # Indices of each split where the source comes split already.
+    splits: dict | None = None
+    # Changes when the pictures do; lets a prepared folder notice that it is out of date.
+    fingerprint: str = ""
+    # Line and link (or class/file) of each picture, as the report names it.
+    origins: list[tuple[int | str, str]] = field(default_factory=list)
+    # What the source left out itself.
+    problems: tuple[Problem, ...] = ()
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """Sorted paths of the pictures right inside a folder; none where it does not exist."""
+    if not folder.is_dir():
+        return []
+    return [
+        folder / name
+        for name in sorted(os.listdir(folder))
+        if os.path.splitext(name)[1].lower() in PICTURE_SUFFIXES and not name.startswith(".")
+    ]
+
+
+def open_for_training(content: bytes) -> tuple[bytes, Image.Image]:
+    """A picture file as training reads it (other formats as PNG), and opened, not yet decoded.
+
+    Raises vision.errors.PictureError where it is no picture that training accepts.
+    """
+    # Here, because it loads torch, which nothing else on the way does.
+    from vision.errors import PictureError
+    from vision.preprocessing import open_picture
+
+    try:
+        return content, open_picture(content)
+    except PictureError:
+        png = _as_png(content)
+        if png is None:
+            raise
+        return png, open_picture(png)
+
+
+def _as_png(content):
+    from vision.preprocessing import MAX_PIXELS
+
+    try:
+        picture = Image.open(io.BytesIO(content), formats=TURNED_INTO_PNG)
+        if picture.width * picture.height > MAX_PIXELS:
+            return None
+        picture = ImageOps.exif_transpose(picture)
+        if picture.mode in ("CMYK", "HSV", "LAB", "YCbCr"):
+            picture = picture.convert("RGB")
+        buffer = io.BytesIO()
+        picture.save(buffer, "PNG")
+    except MemoryError:
+        raise
+    except Exception:  # Whatever a decoder raises here, the bytes are at fault.
+        return None
+    return buffer.getvalue()
+
+
+@contextlib.contextmanager
+def decoding(path: Path) -> Iterator[None]:
+    """Turn what Pillow raises on a broken picture into a DataError that names the file."""
+    try:
+        yield
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(
+            f"“{path.parent.name}/{path.name}” cannot be read as a picture: replace or remove it."
+        ) from error
+
+
+@contextlib.contextmanager
+def one_sentence_on_full_disk() -> Iterator[None]:
+    """Turn a full disk, or a spent quota, into a DataError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise DataError(
+            "The disk is full: free some space and run this again; nothing half-written is kept."
+        ) from error
