@@ -36,7 +36,8 @@ def choose_threshold(
     ends = np.flatnonzero(np.append(ranked[:-1] > ranked[1:], True))
     enough = ends[precisions[ends] >= min(precision, precisions[ends].max())]
     last = enough[-1]
-    threshold = 0.0 if last == len(order) - 1 else float(ranked[last])
+    # Half-way to the next confidence: at the last one itself, a rounding error could refuse it.
+    threshold = 0.0 if last == len(order) - 1 else float(ranked[last : last + 2].mean())
     return threshold, float((last + 1) / len(order)), float(precisions[last])
 
 
