@@ -26,6 +26,5 @@ def grad_cam(
         found = attribution.attribute(X.clone().requires_grad_(), y, relu_attributions=True)
         maps.append(F.interpolate(found.detach(), pictures.shape[-2:], mode="bilinear"))
     heat = torch.cat(maps)[:, 0]
-    return (
-        heat / heat.amax(dim=(1, 2), keepdim=True).clamp_min(torch.finfo(heat.dtype).tiny)
-    ).numpy()
+    largest = heat.amax(dim=(1, 2), keepdim=True).clamp_min(torch.finfo(heat.dtype).tiny)
+    return (heat / largest).numpy()
