@@ -37,9 +37,9 @@ def two_classes(confidence, correct):
     [
         (0.0, (0.0, 1.0, 0.6)),
         (0.6, (0.0, 1.0, 0.6)),
-        (0.7, (0.7, 0.8, 0.75)),
-        (0.9, (0.9, 0.4, 1.0)),
-        (1.0, (0.9, 0.4, 1.0)),
+        (0.7, (0.65, 0.8, 0.75)),
+        (0.9, (0.85, 0.4, 1.0)),
+        (1.0, (0.85, 0.4, 1.0)),
     ],
 )
 def test_threshold_known_answers(precision, expected):
@@ -52,12 +52,12 @@ def test_equal_confidences_stand_or_fall_together():
     assert choose_threshold(*case, 0.75) == pytest.approx((0.0, 1.0, 0.75))
     assert choose_threshold(*case, 1.0) == pytest.approx((0.0, 1.0, 0.75))
     case = two_classes([0.9, 0.9, 0.6], [1, 0, 0])
-    assert choose_threshold(*case, 1.0) == pytest.approx((0.9, 2 / 3, 0.5))
+    assert choose_threshold(*case, 1.0) == pytest.approx((0.75, 2 / 3, 0.5))
 
 
 def test_a_wanted_precision_out_of_reach_gives_the_most_precise_threshold():
     case = two_classes([0.9, 0.8, 0.7, 0.6], [0, 1, 1, 0])
-    assert choose_threshold(*case, 0.99) == pytest.approx((0.7, 0.75, 2 / 3))
+    assert choose_threshold(*case, 0.99) == pytest.approx((0.65, 0.75, 2 / 3))
 
 
 outcomes = st.lists(st.tuples(st.integers(50, 100), st.booleans()), min_size=1, max_size=40)
