@@ -1,6 +1,7 @@
 """The entry points as SageMaker jobs: what the functions promise must hold there, too."""
 
 import io
+import re
 import subprocess
 import sys
 import tarfile
@@ -8,6 +9,7 @@ import time
 
 import numpy as np
 import pytest
+from sagemaker.core.processing import FrameworkProcessor
 from sagemaker.core.training.configs import (
     CheckpointConfig,
     Compute,
@@ -19,6 +21,7 @@ from sagemaker.train import ModelTrainer
 from sagemaker.train.distributed import Torchrun
 
 from studio.cloud import ROOT
+from studio.evaluation import channel, job_name, report
 from studio.jobs import LogReader, follow, history, latest_job, stage_source
 from vision.classifier import load_classifier
 
@@ -101,3 +104,45 @@ def test_two_hosts_and_an_interruption_leave_the_learning_curve_as_it_is(
     lines = (tmp_path / "output" / "history.csv").read_text().splitlines()
     expected = [[float(row.split(",")[i]) for i in (1, 3, 4)] for row in lines[1:]]
     assert curve.to_numpy() == pytest.approx(np.array(expected), abs=2e-4)
+
+
+def test_features_of_one_job_are_read_by_the_next(cloud, source_dir, stripes, capsys):
+    """The backbone runs in a processing job; a trial gets its output as a channel."""
+    inputs = [upload(cloud, stripes, name) for name in ("train", "valid")]
+    processor = FrameworkProcessor(
+        image_uri=cloud.processing_image,
+        command=["python3"],
+        instance_type="ml.m5.large",
+        instance_count=1,
+        role=cloud.role,
+        base_job_name=f"{cloud.run}-features",
+        sagemaker_session=cloud.session,
+    )
+    processor.run(
+        code="extract_features.py",
+        source_dir=source_dir,
+        arguments=["--image-size", "32"],
+        inputs=[channel(each.channel_name, each.data_source) for each in inputs],
+        outputs=[report("features", cloud.s3_uri("features"))],
+        wait=False,
+        logs=False,
+    )
+    follow(cloud, job_name(processor), kind="ProcessingJob", show=re.compile("computed"))
+    assert capsys.readouterr().out.count("computed the features") == 2
+
+    inputs.append(InputData(channel_name="features", data_source=cloud.s3_uri("features")))
+    trial = ModelTrainer(
+        training_image=cloud.training_image,
+        source_code=SourceCode(source_dir=source_dir, entry_script="hpo.py"),
+        compute=Compute(instance_type="ml.m5.large", instance_count=1),
+        hyperparameters={"recipe": "photos", "image-size": 32, "epochs": 3},
+        base_job_name=f"{cloud.run}-trial",
+        role=cloud.role,
+        sagemaker_session=cloud.session,
+    )
+    trial.train(input_data_config=inputs, wait=False, logs=False)
+    follow(cloud, latest_job(cloud, f"{cloud.run}-trial"), show=re.compile("features|best_"))
+    told = capsys.readouterr().out
+    assert told.count("read the features of") == 3  # Two views to learn from, one to choose by.
+    assert "computed" not in told
+    assert float(re.search(r"best_valid_accuracy=([0-9.]+)", told)[1]) > 0.5
