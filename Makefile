@@ -9,7 +9,7 @@ PY := .venv/bin/python
 NOTEBOOK := train_and_deploy.ipynb
 
 .DEFAULT_GOAL := help
-.PHONY: help run test bench soak notebook lab stop clean venv
+.PHONY: help run test bench benchmarks soak notebook lab stop clean venv
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,6 +24,9 @@ test: venv  ## lint and test everything
 
 bench: venv  ## measure the local cloud against running by hand
 	@$(PY) benchmarks/local_cloud.py --json build/bench.json
+
+benchmarks: venv  ## measure training: speed and accuracy; writes the table in README.md; hours
+	@$(PY) benchmarks/training.py
 
 soak: venv  ## 50 kills of the local cloud, its jobs and endpoints at random moments; 200 jobs
 	@SOAK_ROUNDS=50 SOAK_JOBS=200 $(PY) -m pytest tests/local_cloud/test_durability.py \

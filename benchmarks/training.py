@@ -1,0 +1,422 @@
+"""How fast and how well the scripts train: every figure of the README's table, made again.
+
+    python benchmarks/training.py                        # everything: hours
+    python benchmarks/training.py fashion --repeats 1    # one part of it
+    python benchmarks/training.py --table                # write the README's table, measure nothing
+
+Needs DATA_DIR with FashionMNIST, dogs, listings and bins. What is measured goes to
+benchmarks/training.json, part by part, with the versions and the machine it was measured on; the
+table in README.md is written from that file. Figures are medians over seeds, with the lowest and
+the highest; test pictures are only ever looked at by evaluate.py, after all training.
+"""
+
+import argparse
+import csv
+import json
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(PROJECT))
+RESULTS = PROJECT / "benchmarks" / "training.json"
+README = PROJECT / "README.md"
+BEGIN, END = "<!-- written by make benchmarks -->", "<!-- end -->"
+SHARES = (0.7, 0.1, 0.2)
+# The recipe of the sources: what such projects do, as their public notebooks show it.
+SOURCE_EPOCHS, SOURCE_BATCH, SOURCE_LR = 3, 64, 0.01
+TRIALS, UNCACHED_TRIALS = 20, 2
+
+
+def prepared(name):
+    """Return the prepared data set of that name in DATA_DIR."""
+    from studio.datasets import prepare
+
+    root = PROJECT / "build" / "benchmarks"
+    return prepare(name, root, shares=SHARES)
+
+
+def run(script, *words):
+    """Run one of the entry points; return what it printed. Raises where it fails."""
+    command = [sys.executable, PROJECT / script, *words]
+    done = subprocess.run([str(w) for w in command], capture_output=True, text=True, cwd=PROJECT)
+    if done.returncode:
+        raise SystemExit(f"{script} failed:\n{done.stdout}{done.stderr}")
+    return done.stdout
+
+
+def train_and_test(dataset, folder, *words):
+    """Train by train_model.py, then measure by evaluate.py; return the figures of both."""
+    model, output = Path(folder) / "model", Path(folder) / "output"
+    start = time.perf_counter()
+    run(
+        *("train_model.py", "--train", dataset.folder / "train"),
+        *("--valid", dataset.folder / "valid", "--model-dir", model),
+        *("--output-data-dir", output, *words),
+    )
+    whole = time.perf_counter() - start
+    rows = list(csv.DictReader((output / "history.csv").open()))
+    report = Path(folder) / "evaluation"
+    run(
+        *("evaluate.py", "--model-dir", model, "--test", dataset.folder / "test"),
+        *("--output", report),
+    )
+    evaluation = json.loads((report / "evaluation.json").read_text())
+    return {
+        "epochs": len(rows),
+        "training_seconds": sum(float(row["seconds"]) for row in rows),
+        "whole_seconds": whole,
+        "valid_accuracy": max(float(row["valid_accuracy"]) for row in rows),
+        "accuracy": evaluation["accuracy"],
+        "interval": evaluation["accuracy_interval_95"],
+        "counting": evaluation.get("counting"),
+    }
+
+
+def over_seeds(dataset, repeats, *words):
+    """Train and test with the seeds 0 to `repeats` - 1; return the list of figures."""
+    figures = []
+    for seed in range(repeats):
+        with tempfile.TemporaryDirectory() as folder:
+            figures.append(train_and_test(dataset, folder, "--seed", seed, *words))
+        print(f"  seed {seed}: {figures[-1]}", flush=True)
+    return figures
+
+
+def fashion(repeats):
+    """Fashion-MNIST: the default model for a minute, as it is, and with the long recipe."""
+    dataset = prepared("fashion-mnist")
+    flip = ("--augment", "shift,flip")
+    return {
+        "quick": over_seeds(dataset, repeats, "--epochs", 3, *flip),
+        "default": over_seeds(dataset, repeats, *flip),
+    }
+
+
+def photos(repeats):
+    """The data sets of photos, each with the recipe that suits it."""
+    return {
+        "dogs": over_seeds(prepared("dogs"), repeats),
+        "listings": over_seeds(prepared("listings"), repeats),
+    }
+
+
+def sources(repeats):
+    """The sources' way and ours to the same validation accuracy, on the same photos of dogs.
+
+    The sources freeze a ResNet-50, decode every picture in every epoch, send it through the whole
+    network at 224 pixels in float32, and update the last layer, in batches of 64. Where its
+    weights cannot be downloaded, the seconds of its epochs are measured with random weights (the
+    arithmetic is the same) and the accuracy after them with efficientnet_lite0's.
+    """
+    dataset = prepared("dogs")
+    found = []
+    for _ in range(repeats):
+        theirs = {name: source_epochs(dataset, name) for name in ("efficientnet_lite0", "resnet50")}
+        with tempfile.TemporaryDirectory() as folder:
+            ours = time_of_ours(dataset, folder)
+        target = max(epoch["valid_accuracy"] for epoch in theirs["efficientnet_lite0"])
+        reached = next(row["until"] for row in ours["rows"] if row["valid_accuracy"] >= target)
+        same_model = sum(epoch["seconds"] for epoch in theirs["efficientnet_lite0"])
+        epochs = SOURCE_EPOCHS
+        our_pictures = ours["pictures"] * epochs / ours["rows"][epochs - 1]["until"]
+        found.append(
+            {
+                "valid_accuracy": target,
+                "theirs_resnet50_seconds": sum(e["seconds"] for e in theirs["resnet50"]),
+                "theirs_same_model_seconds": same_model,
+                "ours_seconds": reached,
+                "theirs_pictures_per_second": ours["pictures"] * epochs / same_model,
+                "ours_pictures_per_second": our_pictures,
+            }
+        )
+        print(f"  {found[-1]}", flush=True)
+    return {"dogs": found}
+
+
+def source_epochs(dataset, name):
+    """Train as the sources do; return seconds and validation accuracy of each epoch."""
+    import torch
+    from torch.nn import functional as F
+    from torch.utils.data import DataLoader
+    from torchvision import transforms
+    from torchvision.datasets import ImageFolder
+
+    from vision.models import build_model, pretrained_preprocessing
+
+    torch.manual_seed(0)
+    pretrained = name != "resnet50"
+    network = build_model(name, 3, len(dataset.class_names), pretrained=pretrained)
+    shape = pretrained_preprocessing("efficientnet_lite0", 224)
+    change = transforms.Compose(
+        [
+            transforms.Resize(224),
+            transforms.CenterCrop(224),
+            transforms.ToTensor(),
+            transforms.Normalize(shape.mean, shape.std),
+        ]
+    )
+    loaders = {
+        split: DataLoader(
+            ImageFolder(str(dataset.folder / split), change), SOURCE_BATCH, shuffle=split == "train"
+        )
+        for split in ("train", "valid")
+    }
+    for parameter in network.backbone.parameters():
+        parameter.requires_grad_(False)
+    optimizer = torch.optim.Adam(network.head.parameters(), lr=SOURCE_LR)
+    epochs = []
+    for _ in range(SOURCE_EPOCHS):
+        start = time.perf_counter()
+        network.eval()
+        for X, y in loaders["train"]:
+            optimizer.zero_grad()
+            F.cross_entropy(network(X), y).backward()
+            optimizer.step()
+        seconds = time.perf_counter() - start
+        with torch.inference_mode():
+            right = [(network(X).argmax(1) == y).sum().item() for X, y in loaders["valid"]]
+        accuracy = sum(right) / len(loaders["valid"].dataset)
+        epochs.append({"seconds": seconds, "valid_accuracy": accuracy})
+        print(f"  {name}: {epochs[-1]}", flush=True)
+    return epochs
+
+
+def time_of_ours(dataset, folder):
+    """Train with the photos recipe from nothing; return each epoch's end in seconds from the start.
+
+    That counts decoding and the one pass through the backbone, for training and validation.
+    """
+    for split in ("train", "valid"):
+        for path in Path(f"{dataset.folder / split}-features").glob("*"):
+            path.unlink()
+    start = time.perf_counter()
+    command = [sys.executable, PROJECT / "train_model.py", "--patience", "0", "--views", "1"]
+    command += ["--train", dataset.folder / "train", "--valid", dataset.folder / "valid"]
+    command += ["--model-dir", Path(folder) / "model", "--output-data-dir", Path(folder) / "output"]
+    rows = []
+    with subprocess.Popen([str(w) for w in command], stdout=subprocess.PIPE, text=True) as process:
+        for line in process.stdout:
+            if line.startswith("epoch="):
+                values = dict(word.split("=") for word in line.split())
+                until = time.perf_counter() - start
+                rows.append({"until": until, "valid_accuracy": float(values["valid_accuracy"])})
+    if process.returncode:
+        raise SystemExit("train_model.py failed")
+    return {"rows": rows, "pictures": int(dataset.counts()["train"].sum())}
+
+
+def search(repeats):
+    """A tuning job over 20 trials on bins whose features one processing job computed before.
+
+    The same search without them is measured on UNCACHED_TRIALS trials and scaled.
+    """
+    from studio.cloud import connect
+    from studio.datasets import pack
+
+    cloud = connect("local")
+    packed = pack(prepared("bins"), PROJECT / "build" / "benchmarks" / "packed")
+    found = []
+    for _ in range(repeats):
+        uris = {
+            split: cloud.session.upload_data(
+                str(packed[split]), cloud.bucket, f"{cloud.prefix}/data/{split}"
+            )
+            for split in ("train", "valid")
+        }
+        start = time.perf_counter()
+        uncached = tuning_job(cloud, uris, UNCACHED_TRIALS)
+        uncached_seconds = time.perf_counter() - start
+        start = time.perf_counter()
+        uris["features"] = features_job(cloud, uris)
+        pass_seconds = time.perf_counter() - start
+        start = time.perf_counter()
+        cached = tuning_job(cloud, uris, TRIALS)
+        found.append(
+            {
+                "trials": len(cached),
+                "pass_seconds": pass_seconds,
+                "search_seconds": time.perf_counter() - start,
+                "uncached_trials": len(uncached),
+                "uncached_seconds": uncached_seconds * TRIALS / UNCACHED_TRIALS,
+                "best_valid_accuracy": float(cached["objective"].max()),
+            }
+        )
+        print(f"  {found[-1]}", flush=True)
+    return {"bins": found}
+
+
+def features_job(cloud, uris):
+    """Run extract_features.py as a processing job; return where its output is."""
+    from sagemaker.core.processing import FrameworkProcessor
+
+    from studio.evaluation import channel, job_name, report
+    from studio.jobs import follow, stage_source
+
+    processor = FrameworkProcessor(
+        image_uri=cloud.processing_image,
+        command=["python3"],
+        instance_type=cloud.processing_instance,
+        instance_count=1,
+        role=cloud.role,
+        base_job_name=f"{cloud.run}-features",
+        sagemaker_session=cloud.session,
+    )
+    target = cloud.s3_uri(f"features-{int(time.time())}")
+    processor.run(
+        code="extract_features.py",
+        source_dir=stage_source(),
+        inputs=[channel(split, uris[split]) for split in ("train", "valid")],
+        outputs=[report("features", target)],
+        wait=False,
+        logs=False,
+    )
+    follow(cloud, job_name(processor), kind="ProcessingJob", show=re.compile("computed"))
+    return target
+
+
+def tuning_job(cloud, uris, trials):
+    """Search learning rate, batch size, weight decay and head; return the table of trials."""
+    from sagemaker.core.parameter import CategoricalParameter, ContinuousParameter
+    from sagemaker.core.training.configs import Compute, InputData, SourceCode
+    from sagemaker.train import ModelTrainer
+    from sagemaker.train.tuner import HyperparameterTuner
+
+    from studio.jobs import follow_tuning, stage_source
+
+    trial = ModelTrainer(
+        training_image=cloud.training_image,
+        source_code=SourceCode(source_dir=stage_source(), entry_script="hpo.py"),
+        compute=Compute(instance_type=cloud.training_instance, instance_count=1),
+        hyperparameters={"recipe": "photos"},
+        base_job_name=f"{cloud.run}-trial",
+        role=cloud.role,
+        sagemaker_session=cloud.session,
+    )
+    tuner = HyperparameterTuner(
+        trial,
+        objective_metric_name="valid_accuracy",
+        metric_definitions=[{"Name": "valid_accuracy", "Regex": r"best_valid_accuracy=([0-9.]+)"}],
+        hyperparameter_ranges={
+            "lr": ContinuousParameter(1e-4, 0.03, scaling_type="Logarithmic"),
+            "batch-size": CategoricalParameter([32, 64, 128, 256]),
+            "weight-decay": ContinuousParameter(1e-4, 0.1, scaling_type="Logarithmic"),
+            "head-hidden": CategoricalParameter(["none", "256", "512"]),
+        },
+        max_jobs=trials,
+        max_parallel_jobs=2,
+        random_seed=1,
+        base_tuning_job_name=cloud.run,
+    )
+    inputs = [InputData(channel_name=name, data_source=uri) for name, uri in uris.items()]
+    tuner.tune(inputs=inputs, wait=False)
+    return follow_tuning(cloud, tuner.latest_tuning_job.get_name())
+
+
+PARTS = {"fashion": fashion, "photos": photos, "sources": sources, "search": search}
+
+
+def table(results):
+    """Return the README's table, as Markdown, of what was measured so far."""
+    rows = ["| what | figure | time | target |", "| --- | --- | --- | --- |"]
+    fashion_targets = {"quick": "90% in 60 s", "default": "93.5% in 5 min"}
+    for name, figures in results.get("fashion", {}).get("figures", {}).items():
+        rows.append(_row(f"Fashion-MNIST, {name}", figures, fashion_targets[name]))
+    photo_targets = {"dogs": "90%", "listings": "98%"}
+    for name, figures in results.get("photos", {}).get("figures", {}).items():
+        rows.append(_row(f"{name}, frozen backbone", figures, photo_targets[name]))
+    for figures in results.get("sources", {}).get("figures", {}).values():
+        rows += _source_rows(figures)
+    for figures in results.get("search", {}).get("figures", {}).values():
+        rows.append(_search_row(figures))
+    return "\n".join(rows)
+
+
+def _row(name, figures, target):
+    accuracy = [each["accuracy"] for each in figures]
+    seconds = statistics.median(each["whole_seconds"] for each in figures)
+    trained = statistics.median(each["training_seconds"] for each in figures)
+    return (
+        f"| {name} | {_span(accuracy)} of the test pictures right | {trained:.0f} s of training, "
+        f"{seconds:.0f} s in all | {target} |"
+    )
+
+
+def _span(values):
+    middle = f"{statistics.median(values):.1%}"
+    return middle if len(values) == 1 else f"{middle} ({min(values):.1%}–{max(values):.1%})"
+
+
+def _source_rows(figures):
+    def median(key):
+        return statistics.median(each[key] for each in figures)
+
+    ours, theirs = median("ours_seconds"), median("theirs_resnet50_seconds")
+    speed = median("ours_pictures_per_second") / median("theirs_pictures_per_second")
+    return [
+        f"| dogs, to {median('valid_accuracy'):.1%} of the validation pictures, against the "
+        f"sources' recipe | {theirs / ours:.0f} times shorter | {ours:.0f} s against "
+        f"{theirs:.0f} s | 20 times |",
+        f"| dogs, pictures per second, same model and size | {speed:.1f} times as many | "
+        f"{median('ours_pictures_per_second'):.0f} against "
+        f"{median('theirs_pictures_per_second'):.0f} pictures/s | 2 times |",
+    ]
+
+
+def _search_row(figures):
+    def median(key):
+        return statistics.median(each[key] for each in figures)
+
+    return (
+        f"| bins, search over {TRIALS} trials on a frozen backbone | "
+        f"{median('search_seconds'):.0f} s after one pass of {median('pass_seconds'):.0f} s | "
+        f"{median('uncached_seconds'):.0f} s without the cache (from {UNCACHED_TRIALS} trials, "
+        "scaled) | 180 s |"
+    )
+
+
+def write_table(results):
+    """Replace the table between its two marks in the README."""
+    text = README.read_text(encoding="utf-8")
+    pattern = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
+    if not pattern.search(text):
+        raise SystemExit(f"README.md has no place for the table: {BEGIN} ... {END}")
+    new = f"{BEGIN}\n\n{table(results)}\n\n{END}"
+    README.write_text(pattern.sub(lambda _: new, text), encoding="utf-8")
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("parts", nargs="*", help=f"some of {', '.join(PARTS)}; none for all")
+    parser.add_argument("--repeats", type=int, default=3, help="seeds of each figure (default 3)")
+    parser.add_argument("--table", action="store_true", help="only write the table in README.md")
+    args = parser.parse_args()
+    for part in args.parts:
+        if part not in PARTS:
+            parser.error(f"no part {part!r}: name some of {', '.join(PARTS)}")
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    if not args.table:
+        for part in args.parts or PARTS:
+            print(f"{part}:", flush=True)
+            figures = PARTS[part](args.repeats)
+            results[part] = {
+                "figures": figures,
+                "cores": len(os.sched_getaffinity(0)),
+                "python": platform.python_version(),
+                "torch": version("torch"),
+            }
+            RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    write_table(results)
+
+
+if __name__ == "__main__":
+    main()
