@@ -1,6 +1,6 @@
 """Try one set of hyperparameters: a short trial of the search, on SageMaker or by hand.
 
-    python hpo.py --train data/train --valid data/valid --lr 0.1 --batch-size 128
+    python hpo.py --train data/train --valid data/valid --lr 0.02 --batch-size 128
     python hpo.py --train data/train --valid data/valid --train-share 0.1 --epochs 2
     python hpo.py --train data/dogs --valid data/dogs_valid --features build/features
     python hpo.py --dry-run                                                     # one step
@@ -46,12 +46,12 @@ def main(args: argparse.Namespace) -> None:
     group = Group.join()
     if args.dry_run:
         args.epochs, args.train_share = 1, 1.0
-    setup = prepare(args, print if group.is_main else lambda line: None)
+    setup = prepare(args, group.say)
     train = setup.train.subset(stratified_share(setup.train.labels, args.train_share, args.seed))
     trainer = Trainer(args, setup.module, train, setup.valid, group, stop)
     trainer.fit(lambda row: None, setup.data_hash)
     if stop:
-        trainer.say("stopped by SIGTERM")
+        group.say("stopped by SIGTERM")
     group.leave()
 
 

@@ -86,13 +86,13 @@ def main(args: argparse.Namespace) -> None:
     group = Group.join()
     if args.dry_run:
         args.epochs = 1
-    on_epoch = ignore
+    on_epoch = ignore_epoch
     if group.is_main:
         # Before the training, so that a place that cannot be written is known before an hour.
         on_epoch = HistoryWriter(Path(args.output_data_dir))
         Path(args.model_dir).mkdir(parents=True, exist_ok=True)
 
-    setup = prepare(args, print if group.is_main else ignore)
+    setup = prepare(args, group.say)
     trainer = Trainer(args, setup.module, setup.train, setup.valid, group, stop)
     best = trainer.fit(on_epoch, setup.data_hash)
     logits = trainer.valid_logits()
@@ -144,7 +144,10 @@ def describe(setup: Setup, logits: torch.Tensor, args: argparse.Namespace) -> No
             "coverage": coverage,
             "precision": precision,
         }
-        print(f"threshold={threshold:.4f} coverage={coverage:.4f} precision={precision:.4f}")
+        print(
+            f"threshold={threshold:.4f} coverage={coverage:.4f} precision={precision:.4f}",
+            flush=True,
+        )
 
 
 def code_hash() -> str:
@@ -155,8 +158,8 @@ def code_hash() -> str:
     return total.hexdigest()
 
 
-def ignore(_: object) -> None:
-    """Print or write nothing: the main process does that for all."""
+def ignore_epoch(row: dict[str, str]) -> None:
+    """Write nothing: the main process writes for all."""
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ def training_job(run_script, stripes, tmp_path_factory):
     model, output = folder / "model", folder / "output"
     process = run_script(
         "train_model.py",
-        *("--epochs", 4, "--batch-size", 16, "--lr", 0.05),
+        *("--epochs", 4, "--batch-size", 16, "--lr", 0.01),
         SM_CHANNEL_TRAIN=stripes / "train",
         SM_CHANNEL_VALID=stripes / "valid",
         SM_MODEL_DIR=model,

@@ -94,7 +94,7 @@ def test_the_same_command_gives_the_same_weights_from_folders_and_from_tars(
         write_tar(tmp_path / split / "all.tar", {entry.name: entry.read() for entry in entries})
     process = run_script(
         "train_model.py",
-        *("--epochs", 4, "--batch-size", 16, "--lr", 0.05),
+        *("--epochs", 4, "--batch-size", 16, "--lr", 0.01),
         *("--train", tmp_path / "train", "--valid", tmp_path / "valid"),
         *("--model-dir", tmp_path / "model", "--output-data-dir", tmp_path / "output"),
     )
@@ -252,7 +252,7 @@ def test_a_training_killed_at_random_ends_with_the_weights_of_an_unbroken_one(
 ):
     """kill -9, twice, then once more to the end; as training_job but for the checkpoints."""
     checkpoints, model, output = (tmp_path / name for name in ("checkpoints", "model", "output"))
-    words = ("--epochs", 4, "--batch-size", 16, "--lr", 0.05, "--checkpoint-seconds", 0)
+    words = ("--epochs", 4, "--batch-size", 16, "--lr", 0.01, "--checkpoint-seconds", 0)
     words += ("--train", stripes / "train", "--valid", stripes / "valid")
     words += ("--checkpoint-dir", checkpoints, "--model-dir", model, "--output-data-dir", output)
     command = [str(word) for word in (sys.executable, ROOT / "train_model.py", *words)]

@@ -35,6 +35,11 @@ class Group:
     def is_main(self) -> bool:
         return self.rank == 0
 
+    def say(self, text: object) -> None:
+        """Print a line, at once, and once for all processes."""
+        if self.is_main:
+            print(text, flush=True)
+
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return the sum over all processes."""
         if self.size > 1:

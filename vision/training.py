@@ -221,11 +221,6 @@ class Trainer:
             f"{torch.get_num_threads()} threads, {self.workers} loader workers)"
         )
 
-    def say(self, text: object) -> None:
-        """Print a line, once for all processes."""
-        if self.group.is_main:
-            print(text, flush=True)
-
     def fit(self, on_epoch: Callable[[dict[str, str]], None], data_hash: str) -> Best:
         """Train and leave the module with the weights of its best epoch.
 
@@ -233,7 +228,7 @@ class Trainer:
         those of the epochs before a checkpoint. Stopped before the first epoch ended, the module
         keeps its current weights and `metrics` is empty.
         """
-        self.say(self)
+        self.group.say(self)
         if self.args.checkpoint_dir:
             self._resume(data_hash)
         for row in self.rows:
@@ -243,17 +238,19 @@ class Trainer:
             if metrics is None:
                 break
             row = {key: format(metrics[key], spec) for key, spec in METRICS.items()}
-            self.say(" ".join(f"{key}={value}" for key, value in row.items()))
+            self.group.say(" ".join(f"{key}={value}" for key, value in row.items()))
             on_epoch(row)
             self.rows.append(row)
             self.best.update(metrics, self._answering())
             self._next_epoch()
             self._checkpoint()
         if self.args.patience and self.best.epochs_since >= self.args.patience:
-            self.say(f"no better validation accuracy in {self.args.patience} epochs: stopping")
+            self.group.say(
+                f"no better validation accuracy in {self.args.patience} epochs: stopping"
+            )
         if self.best.metrics:
             self.module.load_state_dict(self.best.weights)
-            self.say(self.best)
+            self.group.say(self.best)
         return self.best
 
     def valid_logits(self) -> torch.Tensor:
@@ -398,7 +395,7 @@ class Trainer:
     def _print_progress(self, steps: int) -> None:
         seen = int(self.totals.seen.sum()) * self.group.size
         waited = self.data_seconds / max(self.epoch_seconds, 1e-9)
-        self.say(
+        self.group.say(
             f"  step {self.steps_done} of {steps}, {seen / self.epoch_seconds:.0f} pictures/s, "
             f"loss {self.totals.loss.item() / int(self.totals.seen.sum()):.4f}, "
             f"{waited:.0%} of the time waiting for data"
@@ -448,7 +445,7 @@ class Trainer:
         run = {k: v for k, v in vars(self.args).items() if k not in NOT_OF_THE_RUN}
         text = json.dumps([run, data_hash, len(self.train), len(self.valid)], sort_keys=True)
         fingerprint = hashlib.sha256(text.encode()).hexdigest()
-        self.checkpoints = Checkpoints(self.args.checkpoint_dir, fingerprint, self.say)
+        self.checkpoints = Checkpoints(self.args.checkpoint_dir, fingerprint, self.group.say)
         state = self.checkpoints.load()
         if not self.group.all_equal(state[1]["digest"] if state else "00" * 32):
             raise ExpectedError(
@@ -457,7 +454,7 @@ class Trainer:
             )
         if state:
             self._restore(*state)
-            self.say(f"resumed at epoch {self.epoch} after {self.steps_done} of its steps")
+            self.group.say(f"resumed at epoch {self.epoch} after {self.steps_done} of its steps")
 
     def _restore(self, tensors: dict[str, torch.Tensor], facts: dict[str, Any]) -> None:
         def part(name: str) -> dict[str, torch.Tensor]:
@@ -490,7 +487,8 @@ def _optimizer(args: argparse.Namespace, module: nn.Module) -> torch.optim.Optim
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
     if args.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=args.lr)
+        # A shorter memory of squared gradients than PyTorch's 0.999: trainings here are short.
+        return torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.99))
     return torch.optim.SGD(groups, lr=args.lr, momentum=0.9, nesterov=True)
 
 

@@ -58,7 +58,7 @@ def test_two_hosts_and_an_interruption_leave_the_learning_curve_as_it_is(
         "epochs": 10,
         "patience": 0,
         "batch-size": 24,
-        "lr": 0.05,
+        "lr": 0.01,
         "precision": "float32",
     }
     trainer = ModelTrainer(

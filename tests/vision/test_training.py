@@ -24,7 +24,15 @@ CPU = torch.device("cpu")
 def arguments(**changes):
     others = {"recipe": "small", "precision": "float32", "workers": 0, "seed": 0}
     others |= {"checkpoint_dir": None, "checkpoint_seconds": 0.0, "max_seconds": None}
-    plain = {"lr": 0.05, "epochs": 1, "batch_size": 64, "label_smoothing": 0.0, "patience": 0}
+    plain = {
+        "optimizer": "sgd",
+        "lr": 0.05,
+        "weight_decay": 5e-4,
+        "epochs": 1,
+        "batch_size": 64,
+        "label_smoothing": 0.0,
+        "patience": 0,
+    }
     return argparse.Namespace(**{**recipes.SMALL, **others, **plain, **changes})
 
 
@@ -233,14 +241,16 @@ def network(channels, classes):
 
 def test_it_can_learn_one_batch_by_heart(data_dir):
     batch = as_split(*fashion_mnist(data_dir, 64))
-    trainer = trainer_of(batch, arguments(epochs=40, precision="auto"), network(1, 10))
+    trainer = trainer_of(
+        batch, arguments(epochs=40, precision="auto", lr=0.01, optimizer="adamw"), network(1, 10)
+    )
     assert fit(trainer).metrics["valid_accuracy"] == 1.0
 
 
 def test_it_learns_real_pictures_and_forgives_a_shift(data_dir):
     images, labels = fashion_mnist(data_dir, 2500)
     train, valid = as_split(images[:2000], labels[:2000]), as_split(images[2000:], labels[2000:])
-    args = arguments(epochs=5, augment="shift-flip", lr=0.1, precision="auto")
+    args = arguments(epochs=5, augment="shift-flip", lr=0.01, optimizer="adamw", precision="auto")
     trainer = trainer_of(train, args, network(1, 10), valid)
     assert fit(trainer).metrics["valid_accuracy"] > 0.75
 

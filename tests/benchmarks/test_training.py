@@ -1,0 +1,50 @@
+"""The README's table of training: it says what benchmarks/training.json says."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def training():
+    path = PROJECT / "benchmarks" / "training.py"
+    spec = importlib.util.spec_from_file_location("training_benchmark", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_figures_are_medians_with_their_range(training):
+    figures = [
+        {"accuracy": accuracy, "training_seconds": seconds, "whole_seconds": seconds + 10}
+        for accuracy, seconds in ((0.93, 200), (0.95, 100), (0.91, 900))
+    ]
+    table = training.table({"fashion": {"figures": {"default": figures}}})
+    assert table.splitlines()[2] == (
+        "| Fashion-MNIST, default | 93.0% (91.0%–95.0%) of the test pictures right | "
+        "200 s of training, 210 s in all | 93.5% in 5 min |"
+    )
+
+
+def test_ratios_are_theirs_over_ours(training):
+    figures = [
+        {
+            "valid_accuracy": 0.9,
+            "theirs_resnet50_seconds": 600.0,
+            "ours_seconds": 20.0,
+            "theirs_pictures_per_second": 25.0,
+            "ours_pictures_per_second": 100.0,
+        }
+    ]
+    rows = training.table({"sources": {"figures": {"dogs": figures}}})
+    assert "30 times shorter | 20 s against 600 s" in rows
+    assert "4.0 times as many | 100 against 25 pictures/s" in rows
+
+
+def test_the_readme_has_the_table_of_the_last_run(training):
+    results = json.loads(training.RESULTS.read_text()) if training.RESULTS.exists() else {}
+    assert training.table(results) in training.README.read_text(encoding="utf-8")
