@@ -271,6 +271,21 @@ def natural_shape(entries: Sequence[Entry]) -> tuple[int, int]:
     return (median if median <= LARGEST_SMALL_PICTURE else DEFAULT_IMAGE_SIZE), channels
 
 
+def labels_of(entries: Sequence[Entry], class_names: Sequence[str]) -> torch.Tensor:
+    """Return the place of each entry's class in `class_names`, int64 (N).
+
+    Raises ExpectedError for a class that is not among them.
+    """
+    index_of = {name: index for index, name in enumerate(class_names)}
+    for entry in entries:
+        if entry.class_name not in index_of:
+            raise ExpectedError(
+                f"class {entry.class_name!r} of {entry.path} is not among the known classes "
+                f"({', '.join(class_names)}): the splits must have the same classes"
+            )
+    return torch.tensor([index_of[entry.class_name] for entry in entries])
+
+
 def load_split(
     entries: Sequence[Entry], class_names: Sequence[str], image_size: int, channels: int
 ) -> Split:
@@ -280,13 +295,7 @@ def load_split(
     file's bytes. Raises ExpectedError for a class that is not in `class_names`, a picture that
     cannot be read, or more pictures than fit into this machine's memory.
     """
-    index_of = {name: index for index, name in enumerate(class_names)}
-    for entry in entries:
-        if entry.class_name not in index_of:
-            raise ExpectedError(
-                f"class {entry.class_name!r} of {entry.path} is not among the known classes "
-                f"({', '.join(class_names)}): the splits must have the same classes"
-            )
+    labels = labels_of(entries, class_names)
     shape = (len(entries), channels, image_size, image_size)
     _check_memory(shape)
     images = torch.empty(shape, dtype=torch.uint8)
@@ -307,7 +316,7 @@ def load_split(
 
     return Split(
         images,
-        torch.tensor([index_of[entry.class_name] for entry in entries]),
+        labels,
         [entry.name for entry in entries],
         list(class_names),
         _hash(entries, digests),

@@ -18,6 +18,7 @@ from vision.data import (
     Split,
     channel_statistics,
     hash_split,
+    labels_of,
     list_split,
     load_split,
     natural_shape,
@@ -26,7 +27,7 @@ from vision.data import (
 from vision.errors import ExpectedError
 from vision.features import cached_features
 from vision.feeds import FeatureFeed, Feed, PictureFeed
-from vision.models import build_model, pretrained_preprocessing
+from vision.models import Network, build_model, pretrained_preprocessing
 from vision.preprocessing import Preprocessing
 
 DRY_RUN_PICTURES = 16
@@ -56,26 +57,14 @@ def prepare(args: argparse.Namespace, say: Callable[[str], None] = print) -> Set
     natural_size, channels = natural_shape(train_entries)
     recipes.complete(args, natural_size <= LARGEST_SMALL_PICTURE)
     augment = parse_augment(args.augment)
-    if args.trainable == "head" and not args.pretrained:
-        raise ExpectedError(
-            "--trainable head leaves the backbone as it is, and without --pretrained true that "
-            "is random: choose --trainable all or pretrained weights"
-        )
     if args.dry_run:
         train_entries = spread(train_entries, DRY_RUN_PICTURES)
         valid_entries = spread(valid_entries, DRY_RUN_PICTURES)
-    torch.manual_seed(args.seed)
-    network = build_model(
-        args.model,
-        3 if args.pretrained else channels,
-        len(class_names),
-        pretrained=args.pretrained,
-        head_hidden=args.head_hidden,
-        dropout=args.dropout,
-    )
-    network.set_trainable(args.trainable)
     size = args.image_size or natural_size
-    reader = _Reader(class_names, size, 3 if args.pretrained else channels, say)
+    # The weights of ImageNet are for colour.
+    channels = 3 if args.pretrained else channels
+    network = _network(args, channels, len(class_names))
+    reader = _Reader(class_names, size, channels, say)
     preprocessing = pretrained_preprocessing(args.model, size) if args.pretrained else None
     if args.trainable == "head":
         classifier = Classifier(args.model, network, preprocessing, class_names)
@@ -95,6 +84,25 @@ def prepare(args: argparse.Namespace, say: Callable[[str], None] = print) -> Set
     )
 
 
+def _network(args: argparse.Namespace, channels: int, num_classes: int) -> Network:
+    if args.trainable == "head" and not args.pretrained:
+        raise ExpectedError(
+            "--trainable head leaves the backbone as it is, and without --pretrained true that "
+            "is random: choose --trainable all or pretrained weights"
+        )
+    torch.manual_seed(args.seed)
+    network = build_model(
+        args.model,
+        channels,
+        num_classes,
+        pretrained=args.pretrained,
+        head_hidden=args.head_hidden,
+        dropout=args.dropout,
+    )
+    network.set_trainable(args.trainable)
+    return network
+
+
 def _frozen(
     args: argparse.Namespace,
     classifier: Classifier,
@@ -103,9 +111,11 @@ def _frozen(
     valid_entries: list[Entry],
 ) -> Setup:
     """Set up the training of the head alone, on features that are computed once."""
+    if torch.cuda.is_available():
+        classifier.model.cuda()
 
     def feed(entries: list[Entry], folder: str, views: int, what: str) -> tuple[FeatureFeed, str]:
-        data_hash = hash_split(entries)
+        labels, data_hash = labels_of(entries, reader.class_names), hash_split(entries)
         folders = [Path(args.features)] if args.features else []
         folders.append(Path(f"{Path(folder)}-features"))
         features = cached_features(
@@ -117,8 +127,6 @@ def _frozen(
             folders,
             reader.say,
         )
-        index_of = {name: index for index, name in enumerate(reader.class_names)}
-        labels = torch.tensor([index_of[entry.class_name] for entry in entries])
         return FeatureFeed(features, labels), data_hash
 
     # The second view is the mirror image.

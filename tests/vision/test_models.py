@@ -171,7 +171,7 @@ def test_a_wrong_trainable_is_told_in_one_sentence():
     with pytest.raises(argparse.ArgumentTypeError):
         parse_trainable("some")
     model = build_model("small_resnet", 1, 2)
-    with pytest.raises(ExpectedError, match="more than the 4 stages of small_resnet"):
+    with pytest.raises(ExpectedError, match="more than the 5 stages of small_resnet"):
         model.set_trainable("last-5-stages")
     model.set_trainable("last-4-stages")
     assert all(p.requires_grad for p in model.parameters())
