@@ -181,7 +181,7 @@ def fashion(data_dir, tmp_path_factory):
 def digits(tmp_path_factory):
     cut = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), CLOSED_PORT)
     folder = tmp_path_factory.mktemp("digits")
-    yield from run_notebook(folder, {**FEW, "PICTURES": 300, "EPOCHS": 2}, cut)
+    yield from run_notebook(folder, {**FEW, "PICTURES": 300, "EPOCHS": 8}, cut)
 
 
 def accuracy(run):

@@ -55,10 +55,11 @@ def test_two_hosts_and_an_interruption_leave_the_learning_curve_as_it_is(
 ):
     """Two spot hosts under torchrun, taken away once, against one process in one go."""
     hyperparameters = {
-        "epochs": 10,
+        "epochs": 8,
         "patience": 0,
         "batch-size": 24,
-        "lr": 0.01,
+        "optimizer": "sgd",
+        "lr": 0.05,
         "precision": "float32",
     }
     trainer = ModelTrainer(

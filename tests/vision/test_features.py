@@ -117,7 +117,7 @@ def test_the_progress_says_the_speed(network, images, monkeypatch):
 
 def test_what_is_kept_is_read_from_any_folder_without_a_picture(cache, tmp_path):
     first = cache(2, tmp_path / "a", tmp_path / "b")
-    assert first.shape == (2, 9, 128)
+    assert first.shape == (2, 9, 256)
     assert cache.loads == 1
     assert len(list((tmp_path / "a").iterdir())) == 2
     assert not (tmp_path / "b").exists()
@@ -178,7 +178,7 @@ def test_a_place_that_cannot_be_written_is_passed_over_and_told_if_it_is_the_las
     assert len(list((tmp_path / "b").iterdir())) == 1
     assert len(cache.said) == 1
     features = cache(2, tmp_path / "file" / "a")
-    assert features.shape == (2, 9, 128)
+    assert features.shape == (2, 9, 256)
     assert any("cannot be kept" in line for line in cache.said)
 
 

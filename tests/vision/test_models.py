@@ -172,6 +172,6 @@ def test_a_wrong_trainable_is_told_in_one_sentence():
         parse_trainable("some")
     model = build_model("small_resnet", 1, 2)
     with pytest.raises(ExpectedError, match="more than the 5 stages of small_resnet"):
-        model.set_trainable("last-5-stages")
-    model.set_trainable("last-4-stages")
+        model.set_trainable("last-6-stages")
+    model.set_trainable("last-5-stages")
     assert all(p.requires_grad for p in model.parameters())
