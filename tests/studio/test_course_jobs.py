@@ -59,7 +59,7 @@ def test_two_hosts_and_an_interruption_leave_the_learning_curve_as_it_is(
         "patience": 0,
         "batch-size": 24,
         "optimizer": "sgd",
-        "lr": 0.05,
+        "lr": 0.005,
         "precision": "float32",
     }
     trainer = ModelTrainer(
