@@ -269,10 +269,12 @@ def compare(
     at_most = DRY_RUN_PICTURES if args.dry_run else baselines.MAX_PICTURES
     left_out = []
 
-    def optional(what: str, folder: Path, measure: Callable[[], dict]) -> dict[str, Any] | None:
+    def optional(
+        what: str, flag: str, folder: Path, measure: Callable[[], dict]
+    ) -> dict[str, Any] | None:
         try:
             if not folder.is_dir() or not any(folder.iterdir()):
-                raise ExpectedError(f"there is nothing in {folder}")
+                raise ExpectedError(f"none was given ({flag})")
             return measure()
         except ExpectedError as error:
             left_out.append(f"{what}, because {error}")
@@ -283,12 +285,14 @@ def compare(
         "baselines": {
             "majority": baselines.majority(answers, classifier.facts.get("train_counts")),
             "logistic_regression": optional(
-                "the logistic regression on frozen features",
+                "the logistic regression on frozen features of training pictures",
+                "--train",
                 train,
                 lambda: baselines.logistic_regression(answers, train, at_most),
             ),
             "previous_model": optional(
                 "the comparison with the previous model",
+                "--previous-model",
                 previous,
                 lambda: baselines.previous_model(answers, read_model(previous)),
             ),

@@ -64,7 +64,10 @@ class Evaluation(dict):
         return "\n".join(f"- {sentence}" for sentence in [*self["summary"], *left_out])
 
     def baselines(self):
-        """Accuracy of this model and of each baseline, with McNemar's p-value, as a DataFrame."""
+        """Accuracy of this model and of each baseline, with McNemar's p-value in words, as a DataFrame.
+
+        `this_model` is its accuracy on the pictures that the baseline was measured on.
+        """
         measured = {"this model": self, **self["baselines"]}
         rows = {
             name.replace("_", " "): {
@@ -72,8 +75,8 @@ class Evaluation(dict):
                 "accuracy": result["accuracy"],
                 "low": result["accuracy_interval_95"][0],
                 "high": result["accuracy_interval_95"][1],
-                "this_model": result.get("this_model_accuracy"),
-                "p_value": result.get("mcnemar", {}).get("p_value"),
+                "this_model": result.get("this_model_accuracy", result["accuracy"]),
+                "p_value": _p_value(result.get("mcnemar")),
             }
             for name, result in measured.items()
             if result
@@ -101,6 +104,12 @@ class Evaluation(dict):
     def confidences(self):
         """The predicted label and its confidence by file name."""
         return pd.read_csv(self.folder / "predictions.csv").set_index("file")
+
+
+def _p_value(test):
+    if not test:
+        return ""
+    return "< 0.001" if test["p_value"] < 0.001 else f"{test['p_value']:.3f}"
 
 
 def load_report(cloud, uri, folder="build/evaluation"):
