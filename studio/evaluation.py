@@ -64,7 +64,7 @@ class Evaluation(dict):
         return "\n".join(f"- {sentence}" for sentence in [*self["summary"], *left_out])
 
     def baselines(self):
-        """Accuracy of this model and of each baseline, with McNemar's p-value in words, as a DataFrame.
+        """Accuracy of this model and of each baseline, McNemar's p-value in words: a DataFrame.
 
         `this_model` is its accuracy on the pictures that the baseline was measured on.
         """
