@@ -55,6 +55,7 @@ def run(script, *words):
 def train_and_test(dataset, folder, *words):
     """Train by train_model.py, then measure by evaluate.py; return the figures of both."""
     model, output = Path(folder) / "model", Path(folder) / "output"
+    forget_features(dataset)
     start = time.perf_counter()
     run(
         *("train_model.py", "--train", dataset.folder / "train"),
@@ -78,6 +79,13 @@ def train_and_test(dataset, folder, *words):
         "interval": evaluation["accuracy_interval_95"],
         "counting": evaluation.get("counting"),
     }
+
+
+def forget_features(dataset):
+    """Remove what earlier runs computed, so that every run pays for its own."""
+    for split in ("train", "valid"):
+        for path in Path(f"{dataset.folder / split}-features").glob("*"):
+            path.unlink()
 
 
 def over_seeds(dataset, repeats, *words):
@@ -194,9 +202,7 @@ def time_of_ours(dataset, folder):
 
     That counts decoding and the one pass through the backbone, for training and validation.
     """
-    for split in ("train", "valid"):
-        for path in Path(f"{dataset.folder / split}-features").glob("*"):
-            path.unlink()
+    forget_features(dataset)
     start = time.perf_counter()
     command = [sys.executable, PROJECT / "train_model.py", "--patience", "0", "--views", "1"]
     command += ["--train", dataset.folder / "train", "--valid", dataset.folder / "valid"]
@@ -343,8 +349,9 @@ def _row(name, figures, target):
     accuracy = [each["accuracy"] for each in figures]
     seconds = statistics.median(each["whole_seconds"] for each in figures)
     trained = statistics.median(each["training_seconds"] for each in figures)
+    part = f"{trained:.0f} s" if trained >= 1 else "under 1 s"
     return (
-        f"| {name} | {_span(accuracy)} of the test pictures right | {trained:.0f} s of training, "
+        f"| {name} | {_span(accuracy)} of the test pictures right | {part} of training, "
         f"{seconds:.0f} s in all | {target} |"
     )
 
