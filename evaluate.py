@@ -40,7 +40,15 @@ from vision import baselines, figures, metrics, page
 from vision.calibration import confidences
 from vision.classifier import DESCRIPTION, Classifier, load_classifier
 from vision.cli import ArgumentParser, add_dry_run, ranged, run
-from vision.data import Entry, Split, check_all_seen, list_split, load_split, spread
+from vision.data import (
+    DRY_RUN_PICTURES,
+    Entry,
+    Split,
+    check_all_seen,
+    list_split,
+    load_split,
+    spread,
+)
 from vision.errors import ExpectedError
 from vision.explain import grad_cam
 
@@ -50,7 +58,6 @@ SCHEMA_VERSION = 2
 MAX_UNPACKED_BYTES = 2 * 1024**3
 # Two rows of a figure.
 SHOWN_PICTURES = 12
-DRY_RUN_PICTURES = 16
 
 
 def get_args_parser() -> ArgumentParser:

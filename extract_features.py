@@ -20,11 +20,17 @@ from pathlib import Path
 import torch
 
 from vision.cli import ArgumentParser, add_dry_run, ranged, run
-from vision.data import Entry, hash_split, list_split, load_split, natural_shape, spread
+from vision.data import (
+    DRY_RUN_PICTURES,
+    Entry,
+    hash_split,
+    list_split,
+    load_split,
+    natural_shape,
+    spread,
+)
 from vision.features import cached_features
 from vision.models import MODEL_NAMES, Network, build_model, pretrained_preprocessing
-
-DRY_RUN_PICTURES = 16
 
 
 def get_args_parser() -> ArgumentParser:

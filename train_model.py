@@ -37,7 +37,7 @@ from vision.calibration import choose_threshold, fit_temperature
 from vision.cli import ArgumentParser, add_dry_run, ranged, run
 from vision.distributed import Group
 from vision.setup import Setup, prepare
-from vision.training import HistoryWriter, StopRequest, Trainer, evaluate
+from vision.training import PLACES, HistoryWriter, StopRequest, Trainer, evaluate
 
 HERE = Path(__file__).resolve().parent
 # What the endpoint needs, and under which name inside the artifact's code/.
@@ -46,7 +46,6 @@ CODE = (
     (HERE / "vision", "vision"),
     (HERE / "requirements-inference.txt", "requirements.txt"),
 )
-PLACES = ("train", "valid", "features", "model_dir", "output_data_dir", "checkpoint_dir")
 
 
 def get_args_parser() -> ArgumentParser:

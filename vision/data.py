@@ -22,6 +22,8 @@ from vision.preprocessing import decode, open_picture
 # own; larger ones get the size that ImageNet's architectures were made for.
 LARGEST_SMALL_PICTURE = 32
 DEFAULT_IMAGE_SIZE = 224
+# Enough for a --dry-run to go through everything once.
+DRY_RUN_PICTURES = 16
 # Beside RecordIO files: the class names, in the order of their labels.
 CLASSES_FILE = "classes.json"
 

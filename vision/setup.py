@@ -13,6 +13,7 @@ from vision import recipes
 from vision.augment import build_augment, parse_augment
 from vision.classifier import Classifier
 from vision.data import (
+    DRY_RUN_PICTURES,
     LARGEST_SMALL_PICTURE,
     Entry,
     Split,
@@ -29,8 +30,6 @@ from vision.features import cached_features
 from vision.feeds import FeatureFeed, Feed, PictureFeed
 from vision.models import Network, build_model, pretrained_preprocessing
 from vision.preprocessing import Preprocessing
-
-DRY_RUN_PICTURES = 16
 
 
 @dataclass
@@ -68,7 +67,9 @@ def prepare(args: argparse.Namespace, say: Callable[[str], None] = print) -> Set
     preprocessing = pretrained_preprocessing(args.model, size) if args.pretrained else None
     if args.trainable == "head":
         classifier = Classifier(args.model, network, preprocessing, class_names)
-        return _frozen(args, classifier, reader, train_entries, valid_entries)
+        # The second view is the mirror image.
+        views = args.views if "flip" in augment else 1
+        return _frozen(args, classifier, reader, train_entries, valid_entries, views)
 
     train, valid = reader.read(train_entries, "training"), reader.read(valid_entries, "validation")
     if preprocessing is None:
@@ -109,6 +110,7 @@ def _frozen(
     reader: "_Reader",
     train_entries: list[Entry],
     valid_entries: list[Entry],
+    train_views: int,
 ) -> Setup:
     """Set up the training of the head alone, on features that are computed once."""
     if torch.cuda.is_available():
@@ -129,9 +131,7 @@ def _frozen(
         )
         return FeatureFeed(features, labels), data_hash
 
-    # The second view is the mirror image.
-    views = args.views if "flip" in parse_augment(args.augment) else 1
-    train, data_hash = feed(train_entries, args.train, views, "training")
+    train, data_hash = feed(train_entries, args.train, train_views, "training")
     valid, _ = feed(valid_entries, args.valid, 1, "validation")
     return Setup(classifier, classifier.model.head, train, valid, data_hash)
 

@@ -38,9 +38,10 @@ METRICS = {
     "seconds": ".1f",
     "data_seconds": ".1f",
 }
+# Arguments that name folders of one machine.
+PLACES = ("train", "valid", "features", "model_dir", "output_data_dir", "checkpoint_dir")
 # What may differ between a training and the one that goes on from its checkpoint.
-NOT_OF_THE_RUN = ("train", "valid", "features", "model_dir", "output_data_dir", "checkpoint_dir")
-NOT_OF_THE_RUN += ("checkpoint_seconds", "max_seconds", "workers", "dry_run", "threshold")
+NOT_OF_THE_RUN = (*PLACES, "checkpoint_seconds", "max_seconds", "workers", "dry_run", "threshold")
 NOT_OF_THE_RUN += ("wanted_precision",)
 
 
@@ -359,7 +360,7 @@ class Trainer:
         truth = y if y.ndim == 1 else y.argmax(1)
         self.totals.loss += losses.detach().sum()
         self.totals.correct += (logits.detach().argmax(1) == truth).sum()
-        self.totals.seen += torch.bincount(numbers, minlength=len(self.train))
+        self.totals.seen.index_add_(0, numbers, torch.ones(len(numbers), dtype=torch.int32))
 
     def _set_lr(self, step: int) -> None:
         steps = self.args.epochs * self.steps_per_epoch
