@@ -124,7 +124,9 @@ def largest_gap(evaluation, answers):
         answers: (path, answer, true class) of pictures that the evaluation has seen, too.
     """
     known = evaluation.confidences()["confidence"]
-    return max(abs(known[f"{name}/{path.name}"] - a["confidence"]) for path, a, name in answers)
+    gaps = [abs(known[f"{name}/{path.name}"] - a["confidence"]) for path, a, name in answers]
+    # Unlike the built-in, this maximum is NaN where one of them is.
+    return float(np.max(gaps))
 
 
 def time_requests(ask, pictures, count):

@@ -97,14 +97,22 @@ class Classifier:
 
         Everything is written beside its place first and then renamed, the description last, so
         that a reader never meets half an artifact. A pair (source, name) renames a copy.
+
+        Raises ExpectedError where a weight is not a finite number.
         """
+        weights = {k: v.contiguous().cpu() for k, v in self.model.state_dict().items()}
+        broken = [name for name, weight in weights.items() if not weight.isfinite().all()]
+        if broken:
+            raise ExpectedError(
+                f"the weights {', '.join(broken[:3])} are not finite numbers: the model is not "
+                "saved; lower --lr or set --precision float32"
+            )
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         partial = folder / f".partial-{os.getpid()}"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         try:
-            weights = {k: v.contiguous().cpu() for k, v in self.model.state_dict().items()}
             (partial / WEIGHTS).write_bytes(tensors_to_bytes(weights))
             text = json.dumps(self.description(), indent=2, allow_nan=False)
             (partial / DESCRIPTION).write_text(text + "\n", encoding="utf-8")

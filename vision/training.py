@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from vision.checkpoint import Checkpoints
-from vision.cpu import depthwise_in_float32, keep_memory
+from vision.cpu import keep_memory, mend_bfloat16
 from vision.distributed import Group
 from vision.errors import ExpectedError
 from vision.feeds import Feed, load, plan, steps_of
@@ -187,7 +187,7 @@ class Trainer:
         self.module = module.to(self.device, memory_format=torch.channels_last)
         if self.device.type == "cpu":
             keep_memory()
-            depthwise_in_float32(self.module)
+            mend_bfloat16(self.module)
         self.model = group.parallel(self.module, self.device)
         self.averaged = None
         if args.ema:

@@ -1,4 +1,5 @@
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,8 @@ def test_the_largest_gap_is_over_all_pictures_asked(tmp_path):
         (Path("elsewhere/0.png"), {"confidence": 0.35}, "boot"),
     ]
     assert largest_gap(evaluation, answers) == pytest.approx(0.25)
+    answers.append((Path("somewhere/0.png"), {"confidence": math.nan}, "bag"))
+    assert math.isnan(largest_gap(evaluation, answers))
 
 
 def test_requests_are_timed_one_by_one_over_the_pictures_in_turn():

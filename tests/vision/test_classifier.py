@@ -77,6 +77,16 @@ def test_saving_replaces_an_older_model_and_leaves_nothing_else(classifier, tmp_
     assert {path.name for path in tmp_path.iterdir()} == {"model.safetensors", "model.json", "code"}
 
 
+def test_weights_that_are_not_numbers_are_not_saved(classifier, tmp_path):
+    classifier.save(tmp_path)
+    before = (tmp_path / "model.safetensors").read_bytes()
+    with torch.no_grad():
+        next(classifier.model.parameters()).view(-1)[0] = torch.nan
+    with pytest.raises(ExpectedError, match="not finite"):
+        classifier.save(tmp_path)
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+
+
 def test_a_full_disk_leaves_the_older_model_whole(classifier, tmp_path, monkeypatch):
     classifier.save(tmp_path)
     before = (tmp_path / "model.json").read_text()
