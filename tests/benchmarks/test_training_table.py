@@ -18,29 +18,38 @@ def training():
     return module
 
 
+def runs(figures):
+    return {str(seed): {"figures": figure} for seed, figure in enumerate(figures)}
+
+
 def test_figures_are_medians_with_their_range(training):
     figures = [
-        {"accuracy": accuracy, "training_seconds": seconds, "whole_seconds": seconds + 10}
-        for accuracy, seconds in ((0.93, 200), (0.95, 100), (0.91, 900))
+        {"accuracy": accuracy, "training_seconds": s, "whole_seconds": s + 10, "counting": None}
+        for accuracy, s in ((0.93, 200), (0.95, 100), (0.91, 900))
     ]
-    table = training.table({"fashion": {"figures": {"default": figures}}})
+    table = training.table({"fashion": runs(figures)})
     assert table.splitlines()[2] == (
-        "| Fashion-MNIST, default | 93.0% (91.0%–95.0%) of the test pictures right | "
+        "| Fashion-MNIST, default recipe | 93.0% (91.0%–95.0%) of the test pictures right | "
         "200 s of training, 210 s in all | 93.5% in 5 min |"
     )
 
 
+def test_counts_are_told_with_their_error(training):
+    figures = {"accuracy": 0.4, "training_seconds": 2000, "whole_seconds": 2100}
+    figures["counting"] = {"expected": {"rmse": 0.954}, "most_likely": {"rmse": 1.2}}
+    row = training.table({"bins": runs([figures])}).splitlines()[2]
+    assert "40.0% (one run) of the test pictures right, RMSE 0.95 (one run) of the expected" in row
+
+
 def test_ratios_are_theirs_over_ours(training):
-    figures = [
-        {
-            "valid_accuracy": 0.9,
-            "theirs_resnet50_seconds": 600.0,
-            "ours_seconds": 20.0,
-            "theirs_pictures_per_second": 25.0,
-            "ours_pictures_per_second": 100.0,
-        }
-    ]
-    rows = training.table({"sources": {"figures": {"dogs": figures}}})
+    figures = {
+        "valid_accuracy": 0.9,
+        "theirs_resnet50_seconds": 600.0,
+        "ours_seconds": 20.0,
+        "theirs_pictures_per_second": 25.0,
+        "ours_pictures_per_second": 100.0,
+    }
+    rows = training.table({"sources": runs([figures])})
     assert "30 times shorter | 20 s against 600 s" in rows
     assert "4.0 times as many | 100 against 25 pictures/s" in rows
 
