@@ -6,6 +6,7 @@
     python train_model.py --train data/dogs --valid data/dogs_valid             # photos: a
         # pretrained network whose last layer is trained, in seconds
     python train_model.py --train data/dogs --valid data/dogs_valid --recipe photos-all
+    python train_model.py --train data/train --valid data/valid --debug true --profile true
     torchrun --nproc-per-node 2 train_model.py --train data/train --valid data/valid
     python train_model.py --dry-run                                             # one step
 
@@ -18,7 +19,9 @@ and the end is best_epoch=7 best_valid_accuracy=0.9210 best_valid_loss=0.2250. T
 best epoch go to <model-dir>: model.safetensors, model.json and code/, what inference.py needs.
 SIGTERM (SageMaker's stop) ends the training after the current step and still saves them. With
 --checkpoint-dir a training that was cut short, also by kill -9, goes on where it was and ends
-with the weights that it would have had.
+with the weights that it would have had. --debug true and --profile true let it be seen from
+inside: tensors for the debugger's rules go to <output-data-dir>/tensors, measurements of the
+machine and of every step to <output-data-dir>/profile. Neither changes the weights.
 """
 
 import argparse
@@ -32,12 +35,14 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from vision.arguments import add_arguments
+from vision.arguments import add_arguments, add_watching
 from vision.calibration import choose_threshold, fit_temperature
 from vision.cli import ArgumentParser, add_dry_run, ranged, run
 from vision.distributed import Group
+from vision.instruments import watching
+from vision.progress import HistoryWriter
 from vision.setup import Setup, prepare
-from vision.training import PLACES, HistoryWriter, StopRequest, Trainer, evaluate
+from vision.training import PLACES, WATCHING, StopRequest, Trainer, evaluate
 
 HERE = Path(__file__).resolve().parent
 # What the endpoint needs, and under which name inside the artifact's code/.
@@ -75,6 +80,7 @@ def get_args_parser() -> ArgumentParser:
         default=os.environ.get("SM_OUTPUT_DATA_DIR", "build/output"),
         help="where history.csv goes ($SM_OUTPUT_DATA_DIR)",
     )
+    add_watching(parser)
     add_dry_run(parser, "train one step on a few pictures and write everything")
     return parser
 
@@ -93,7 +99,8 @@ def main(args: argparse.Namespace) -> None:
 
     setup = prepare(args, group.say)
     trainer = Trainer(args, setup.module, setup.train, setup.valid, group, stop)
-    best = trainer.fit(on_epoch, setup.data_hash)
+    with watching(trainer, Path(args.output_data_dir), run_facts(setup, args)):
+        best = trainer.fit(on_epoch, setup.data_hash)
     logits = trainer.valid_logits()
     if group.is_main:
         describe(setup, logits, args)
@@ -125,12 +132,9 @@ def describe(setup: Setup, logits: torch.Tensor, args: argparse.Namespace) -> No
         "train_pictures": len(setup.train),
         "train_counts": dict(zip(classifier.class_names, counts.tolist(), strict=True)),
         "valid_pictures": len(setup.valid),
-        "hyperparameters": {k: v for k, v in vars(args).items() if k not in (*PLACES, "dry_run")},
+        "hyperparameters": hyperparameters(args, WATCHING),
         "code_hash": code_hash(),
-        "versions": {
-            "python": sys.version.split()[0],
-            **{name: version(name) for name in ("torch", "torchvision", "safetensors", "pillow")},
-        },
+        "versions": versions(),
     }
     if args.wanted_precision is not None:
         probabilities = torch.softmax(logits.double() / classifier.temperature, dim=1)
@@ -147,6 +151,26 @@ def describe(setup: Setup, logits: torch.Tensor, args: argparse.Namespace) -> No
             f"threshold={threshold:.4f} coverage={coverage:.4f} precision={precision:.4f}",
             flush=True,
         )
+
+
+def run_facts(setup: Setup, args: argparse.Namespace) -> dict[str, object]:
+    """Return what the reports of debugger and profiler say about this run."""
+    return {
+        "hyperparameters": hyperparameters(args),
+        "versions": versions(),
+        "class_names": setup.classifier.class_names,
+    }
+
+
+def hyperparameters(args: argparse.Namespace, without: tuple[str, ...] = ()) -> dict[str, object]:
+    """Return the arguments, less folders and those `without`."""
+    return {k: v for k, v in vars(args).items() if k not in (*PLACES, *without, "dry_run")}
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the libraries that decide what a training gives."""
+    names = ("torch", "torchvision", "safetensors", "pillow")
+    return {"python": sys.version.split()[0], **{name: version(name) for name in names}}
 
 
 def code_hash() -> str:

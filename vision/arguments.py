@@ -178,6 +178,31 @@ def _add_limits(group: argparse._ArgumentGroup) -> None:
     )
 
 
+def add_watching(parser: ArgumentParser) -> None:
+    """Add what decides what a training lets be seen of itself."""
+    group = parser.add_argument_group("debugger and profiler: both write below --output-data-dir")
+    add_switch(
+        group,
+        "--debug",
+        None,
+        "save tensors for the debugger's rules, with smdebug; otherwise only where the service "
+        "wrote debughookconfig.json, which says what and where",
+    )
+    group.add_argument(
+        "--debug-interval",
+        type=ranged(int, 1),
+        help="steps from one saved one to the next; otherwise 50, and more in a training of more "
+        "than 1000 steps, so that it saves no more than one of that length",
+    )
+    add_switch(group, "--profile", False, "measure the machine and the parts of every step")
+    group.add_argument(
+        "--profile-interval",
+        type=ranged(float, 0.05, 60),
+        default=0.5,
+        help="seconds from one look at the machine to the next",
+    )
+
+
 def _sizes(text: str) -> tuple[int, ...]:
     sizes = tuple(int(part) for part in text.split(",")) if text not in ("none", "") else ()
     if any(not 1 <= size <= 8192 for size in sizes):

@@ -9,7 +9,6 @@ from urllib.error import URLError
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 from torchvision import models
 
 from vision.errors import ExpectedError
@@ -279,6 +278,8 @@ class BasicBlock(nn.Module):
         self.bn1 = nn.BatchNorm2d(out_channels)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(out_channels)
+        # As modules, each with a name of its own: a debugger sees what goes in and out of them.
+        self.inner_relu, self.outer_relu = nn.ReLU(), nn.ReLU()
         self.shortcut = nn.Identity()
         if stride != 1 or in_channels != out_channels:
             self.shortcut = nn.Sequential(
@@ -287,8 +288,8 @@ class BasicBlock(nn.Module):
             )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        out = F.relu(self.bn1(self.conv1(x)))
-        return F.relu(self.bn2(self.conv2(out)) + self.shortcut(x))
+        out = self.inner_relu(self.bn1(self.conv1(x)))
+        return self.outer_relu(self.bn2(self.conv2(out)) + self.shortcut(x))
 
 
 def _small_resnet(channels: int, widths: Sequence[int]) -> tuple[list, list, int]:

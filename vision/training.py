@@ -1,7 +1,6 @@
 """The training loop of train_model.py and hpo.py."""
 
 import argparse
-import csv
 import hashlib
 import itertools
 import json
@@ -10,8 +9,6 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,25 +21,19 @@ from vision.cpu import keep_memory, mend_bfloat16
 from vision.distributed import Group
 from vision.errors import ExpectedError
 from vision.feeds import Feed, load, plan, steps_of
+from vision.instruments import NoDebugger, NoProfiler
+from vision.progress import METRICS, Best, Totals
 from vision.schedules import share_of_peak
 from vision.seeds import seed_of
 
 SECONDS_BETWEEN_PROGRESS = 5
-METRICS = {
-    "epoch": "d",
-    "train_loss": ".4f",
-    "train_accuracy": ".4f",
-    "valid_loss": ".4f",
-    "valid_accuracy": ".4f",
-    "lr": ".3g",
-    "seconds": ".1f",
-    "data_seconds": ".1f",
-}
 # Arguments that name folders of one machine.
 PLACES = ("train", "valid", "features", "model_dir", "output_data_dir", "checkpoint_dir")
+# Arguments that change what is seen of a training, not what it does.
+WATCHING = ("debug", "debug_interval", "profile", "profile_interval")
 # What may differ between a training and the one that goes on from its checkpoint.
-NOT_OF_THE_RUN = (*PLACES, "checkpoint_seconds", "max_seconds", "workers", "dry_run", "threshold")
-NOT_OF_THE_RUN += ("wanted_precision",)
+NOT_OF_THE_RUN = (*PLACES, *WATCHING, "checkpoint_seconds", "max_seconds", "workers", "dry_run")
+NOT_OF_THE_RUN += ("threshold", "wanted_precision")
 
 
 def choose_device(precision: str, local_rank: int = 0) -> tuple[torch.device, torch.dtype | None]:
@@ -86,60 +77,6 @@ class StopRequest:
         return self.received
 
 
-@dataclass
-class Best:
-    """The epoch of best validation accuracy so far, and its weights."""
-
-    metrics: dict[str, float] = field(default_factory=dict)
-    weights: dict[str, torch.Tensor] = field(default_factory=dict)
-    epochs_since: int = 0
-
-    def update(self, metrics: dict[str, float], model: nn.Module) -> None:
-        """Take the weights where they are better than ever; count the epochs since.
-
-        Better is the higher accuracy, and of equal ones, frequent with few pictures, the lower
-        loss.
-        """
-        if self.metrics and _merit(metrics) <= _merit(self.metrics):
-            self.epochs_since += 1
-            return
-        self.metrics, self.epochs_since = metrics, 0
-        self.weights = {key: value.detach().clone() for key, value in model.state_dict().items()}
-
-    def __str__(self) -> str:
-        return (
-            f"best_epoch={self.metrics['epoch']} "
-            f"best_valid_accuracy={self.metrics['valid_accuracy']:.4f} "
-            f"best_valid_loss={self.metrics['valid_loss']:.4f}"
-        )
-
-
-def _merit(metrics: dict[str, float]) -> tuple[float, float]:
-    return metrics["valid_accuracy"], -metrics["valid_loss"]
-
-
-@dataclass
-class Totals:
-    """Sums over the part of an epoch that is done: loss, right answers, and how often each
-    picture was seen."""
-
-    loss: torch.Tensor
-    correct: torch.Tensor
-    seen: torch.Tensor
-
-    @classmethod
-    def zero(cls, count: int, device: torch.device) -> "Totals":
-        return cls(
-            torch.zeros((), dtype=torch.float64, device=device),
-            torch.zeros((), dtype=torch.long, device=device),
-            torch.zeros(count, dtype=torch.int32),
-        )
-
-    def over(self, group: Group) -> "Totals":
-        """Return the totals of all processes together."""
-        return Totals(*(group.sum(value) for value in (self.loss, self.correct, self.seen)))
-
-
 @torch.inference_mode()
 def logits_of(model: nn.Module, feed: Feed, device: torch.device, group: Group) -> torch.Tensor:
     """Return float32 logits (N, classes) on the CPU, each process computing its share of them."""
@@ -169,7 +106,8 @@ class Trainer:
     """One training run: what is trained, how, and how far it has come.
 
     `module` maps what `train.inputs` returns to logits (N, classes). All processes of a group
-    hold the same weights after every step; only the main one prints and writes.
+    hold the same weights after every step; only the main one prints and writes. `debugger` and
+    `profiler` look on and change nothing.
     """
 
     def __init__(
@@ -195,11 +133,11 @@ class Trainer:
             self.averaged = AveragedModel(self.module, multi_avg_fn=average, use_buffers=True)
         self.optimizer = _optimizer(args, self.module)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
-        self.class_weights = None
-        if args.balance == "weights":
-            counts = torch.bincount(train.labels).to(self.device)
-            # Their mean over the training pictures is one, so that --lr keeps its meaning.
-            self.class_weights = len(train) / (len(counts) * counts)
+        self.loss = nn.CrossEntropyLoss(
+            _class_weights(train.labels, self.device) if args.balance == "weights" else None,
+            label_smoothing=args.label_smoothing,
+            reduction="none",
+        )
         self.workers = args.workers
         if args.workers is None:
             self.workers = (os.cpu_count() or 1) // 2 if self.device.type == "cuda" else 0
@@ -210,6 +148,7 @@ class Trainer:
         self.epoch_seconds = self.data_seconds = self.seconds_before = 0.0
         self.checkpoints: Checkpoints | None = None
         self.out_of_time = False
+        self.debugger, self.profiler = NoDebugger(), NoProfiler()
         self.start = self.last_checkpoint = time.perf_counter()
 
     def __str__(self) -> str:
@@ -258,6 +197,11 @@ class Trainer:
         """Return the logits (N, classes) of the validation pictures, in float32."""
         return logits_of(self._answering(), self.valid, self.device, self.group)
 
+    @property
+    def _done(self) -> int:
+        """Steps done since the beginning of the training."""
+        return (self.epoch - 1) * self.steps_per_epoch + self.steps_done
+
     def _answering(self) -> nn.Module:
         return self.averaged.module if self.averaged else self.module
 
@@ -287,7 +231,10 @@ class Trainer:
                 "the training loss is no longer a finite number: "
                 f"lower --lr (it is {self.args.lr:g}) or set --clip-norm 1"
             )
-        measured = evaluate(self.valid_logits(), self.valid.labels)
+        with self.profiler.phase("validation"):
+            logits = self.valid_logits()
+            measured = evaluate(logits, self.valid.labels)
+        self.debugger.validated(self._done, self.epoch, logits, self.valid.labels, measured)
         return {
             "epoch": self.epoch,
             "train_loss": totals.loss.item() / seen,
@@ -311,11 +258,13 @@ class Trainer:
         batches = load(self.train, steps, first, args.seed, self.epoch, self.group, self.workers)
         for step in itertools.count(first):
             waiting = time.perf_counter()
-            batch = next(batches, None)
+            with self.profiler.phase("data"):
+                batch = next(batches, None)
             if batch is None:
                 return True
             self.data_seconds += time.perf_counter() - waiting
             self._step(*batch, total=len(steps[step]))
+            self.profiler.step(self.epoch, len(batch[0]))
             self.steps_done = step + 1
             now = time.perf_counter()
             self.epoch_seconds = seconds_before + now - start
@@ -332,34 +281,32 @@ class Trainer:
 
     def _step(self, numbers: torch.Tensor, X: torch.Tensor, y: torch.Tensor, total: int) -> None:
         """Do one optimiser step on this process's part of `total` pictures."""
-        done = (self.epoch - 1) * self.steps_per_epoch + self.steps_done
         # Dropout of a step depends on nothing but the step, so that a resumed run draws the same.
-        torch.manual_seed(seed_of(self.args.seed, done, self.group.rank))
-        self._set_lr(done)
-        y = y.to(self.device, non_blocking=True)
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
-            logits = self.model(self.train.inputs(X, self.device))
-        losses = F.cross_entropy(
-            logits.float(),
-            y,
-            self.class_weights,
-            label_smoothing=self.args.label_smoothing,
-            reduction="none",
-        )
-        self.optimizer.zero_grad()
-        # The gradients of the processes are averaged: times their number makes that a sum, over
-        # the pictures of all, whichever share each of them has.
-        self.scaler.scale(losses.sum() * (self.group.size / total)).backward()
-        if self.args.clip_norm:
+        torch.manual_seed(seed_of(self.args.seed, self._done, self.group.rank))
+        self._set_lr(self._done)
+        self.debugger.begin(self._done, self.epoch)
+        with self.profiler.phase("forward"):
+            y = y.to(self.device, non_blocking=True)
+            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
+                logits = self.model(self.train.inputs(X, self.device))
+            losses = self.loss(logits.float(), y)
+        with self.profiler.phase("backward"):
+            self.optimizer.zero_grad()
+            # The gradients of the processes are averaged: times their number makes that a sum,
+            # over the pictures of all, whichever share each of them has.
+            self.scaler.scale(losses.sum() * (self.group.size / total)).backward()
             self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.module.parameters(), self.args.clip_norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        if self.averaged:
-            self.averaged.update_parameters(self.module)
-        truth = y if y.ndim == 1 else y.argmax(1)
+        right = logits.detach().argmax(1) == (y if y.ndim == 1 else y.argmax(1))
+        self.debugger.end(self.optimizer.param_groups[0]["lr"], right)
+        with self.profiler.phase("optimizer"):
+            if self.args.clip_norm:
+                nn.utils.clip_grad_norm_(self.module.parameters(), self.args.clip_norm)
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            if self.averaged:
+                self.averaged.update_parameters(self.module)
         self.totals.loss += losses.detach().sum()
-        self.totals.correct += (logits.detach().argmax(1) == truth).sum()
+        self.totals.correct += right.sum()
         self.totals.seen.index_add_(0, numbers, torch.ones(len(numbers), dtype=torch.int32))
 
     def _set_lr(self, step: int) -> None:
@@ -407,14 +354,14 @@ class Trainer:
     def _checkpoint(self) -> None:
         if not self.args.checkpoint_dir:
             return
-        totals = self.totals.over(self.group)
-        self.last_checkpoint = time.perf_counter()
-        if not self.group.is_main:
-            self.totals = Totals.zero(len(self.train), self.device)
-            return
-        self.totals = totals
-        done = (self.epoch - 1) * self.steps_per_epoch + self.steps_done
-        self.checkpoints.save(done, self._tensors(), self._facts())
+        with self.profiler.phase("checkpoint"):
+            totals = self.totals.over(self.group)
+            self.last_checkpoint = time.perf_counter()
+            if not self.group.is_main:
+                self.totals = Totals.zero(len(self.train), self.device)
+                return
+            self.totals = totals
+            self.checkpoints.save(self._done, self._tensors(), self._facts())
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         tensors = {f"total.{key}": value for key, value in vars(self.totals).items()}
@@ -481,6 +428,13 @@ class Trainer:
         self.seconds_before, self.rows = facts["seconds"], facts["rows"]
 
 
+def _class_weights(labels: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return a weight for each class; their mean over these pictures is one, so that --lr keeps
+    its meaning."""
+    counts = torch.bincount(labels).to(device)
+    return len(labels) / (len(counts) * counts)
+
+
 def _optimizer(args: argparse.Namespace, module: nn.Module) -> torch.optim.Optimizer:
     parameters = [p for p in module.parameters() if p.requires_grad]
     groups = [
@@ -491,17 +445,3 @@ def _optimizer(args: argparse.Namespace, module: nn.Module) -> torch.optim.Optim
         # A shorter memory of squared gradients than PyTorch's 0.999: trainings here are short.
         return torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.99))
     return torch.optim.SGD(groups, lr=args.lr, momentum=0.9, nesterov=True)
-
-
-class HistoryWriter:
-    """history.csv: one row an epoch, on disk at once, so that a job cut short keeps it."""
-
-    def __init__(self, folder: Path):
-        folder.mkdir(parents=True, exist_ok=True)
-        self.path = folder / "history.csv"
-        with self.path.open("w", newline="") as file:
-            csv.DictWriter(file, METRICS).writeheader()
-
-    def __call__(self, row: dict[str, str]) -> None:
-        with self.path.open("a", newline="") as file:
-            csv.DictWriter(file, METRICS).writerow(row)
