@@ -191,8 +191,8 @@ def add_watching(parser: ArgumentParser) -> None:
     group.add_argument(
         "--debug-interval",
         type=ranged(int, 1),
-        help="steps from one saved one to the next; otherwise 50, and more in a training of more "
-        "than 1000 steps, so that it saves no more than one of that length",
+        help="steps from one that is saved to the next; otherwise 50, and in trainings of more "
+        "than 1250 steps a 25th part of them",
     )
     add_switch(group, "--profile", False, "measure the machine and the parts of every step")
     group.add_argument(

@@ -46,9 +46,12 @@ def watching(trainer: "Trainer", folder: Path, facts: dict[str, Any]) -> Iterato
     """
     args, configuration = trainer.args, _service_configuration()
     debug = configuration is not None if args.debug is None else args.debug
+    if not debug and not args.profile:
+        yield
+        return
     started = _process_start()
     with contextlib.ExitStack() as stack:
-        if (debug or args.profile) and trainer.group.is_main:
+        if trainer.group.is_main:
             _write_run(trainer, folder, {**facts, "started": started})
         if args.profile:
             with _doing_without("--profile", trainer):
