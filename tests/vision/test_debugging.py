@@ -164,11 +164,11 @@ def test_a_relu_that_is_shared_and_overwrites_its_input_is_seen_each_time(stripe
     assert train(stripes, tmp_path, *extra) == 0
     trial, (TRAIN, _) = open_trial(tmp_path / "output" / "tensors"), modes()
     for number, name in enumerate(("", "_1")):
-        before = trial.tensor(f"backbone.1.0.relu_input_{number}")
-        after = trial.tensor(f"backbone.1.0.relu_output_{number}")
+        before = trial.tensor(f"backbone.1.0.0.relu_input_{number}")
+        after = trial.tensor(f"backbone.1.0.0.relu_output_{number}")
         assert before.reduction_value(0, "min", mode=TRAIN) < 0
         assert after.reduction_value(0, "min", mode=TRAIN) == 0
-        assert trial.tensor(f"activity/backbone.1.0.relu{name}").value(0, mode=TRAIN).shape == (64,)
+        assert trial.tensor(f"activity/backbone.1.0.0.relu{name}").value(0, mode=TRAIN).shape == (64,)
 
 
 def test_what_a_step_changes_can_be_seen_again_and_again(_surroundings):
@@ -238,15 +238,15 @@ def test_a_resumed_training_goes_on_counting(stripes, tmp_path, monkeypatch, cap
             raise KeyboardInterrupt
         step(trainer, *args, **kwargs)
 
-    extra = ("--checkpoint-dir", tmp_path / "checkpoints", "--checkpoint-seconds", 0)
-    extra += ("--debug", "true", "--debug-interval", 4)
+    extra = ("--checkpoint-dir", tmp_path / "checkpoints", "--debug", "true")
+    extra += ("--debug-interval", 4)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Trainer, "_step", cut)
         train(stripes, tmp_path, *extra)
     assert open_trial(tmp_path / "output" / "tensors").steps(mode=modes()[0]) == [0, 1, 2]
     capsys.readouterr()
     assert train(stripes, tmp_path, *extra) == 0
-    assert "the debugger's tensors begin at step 4" in capsys.readouterr().out
+    assert "the debugger's tensors begin at step 3" in capsys.readouterr().out
     trial, (TRAIN, EVAL) = open_trial(tmp_path / "output" / "tensors"), modes()
     assert trial.steps(mode=TRAIN) == [4, 5]
     assert trial.steps(mode=EVAL) == [1]
