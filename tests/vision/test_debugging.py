@@ -168,14 +168,8 @@ def test_a_relu_that_is_shared_and_overwrites_its_input_is_seen_each_time(stripe
         after = trial.tensor(f"backbone.1.0.0.relu_output_{number}")
         assert before.reduction_value(0, "min", mode=TRAIN) < 0
         assert after.reduction_value(0, "min", mode=TRAIN) == 0
-        assert trial.tensor(f"activity/backbone.1.0.0.relu{name}").value(0, mode=TRAIN).shape == (64,)
-
-
-def test_what_a_step_changes_can_be_seen_again_and_again(_surroundings):
-    from vision.debugging import _TwoInARow
-
-    saved = [step for step in range(12) if _TwoInARow(5).should_save_step(step)]
-    assert saved == [0, 1, 2, 5, 6, 10, 11]
+        share = trial.tensor(f"activity/backbone.1.0.0.relu{name}").value(0, mode=TRAIN)
+        assert share.shape == (64,)
 
 
 def test_without_smdebug_the_training_goes_on(stripes, tmp_path, monkeypatch, capsys):
@@ -240,9 +234,10 @@ def test_a_resumed_training_goes_on_counting(stripes, tmp_path, monkeypatch, cap
 
     extra = ("--checkpoint-dir", tmp_path / "checkpoints", "--debug", "true")
     extra += ("--debug-interval", 4)
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_step", cut)
-        train(stripes, tmp_path, *extra)
+        with pytest.raises(KeyboardInterrupt):
+            train(stripes, tmp_path, *extra)
     assert open_trial(tmp_path / "output" / "tensors").steps(mode=modes()[0]) == [0, 1, 2]
     capsys.readouterr()
     assert train(stripes, tmp_path, *extra) == 0
