@@ -1,28 +1,30 @@
 """What the debugger's rules look at: tensors of a training, saved by smdebug's hook.
 
 `smdebug.trials.create_trial(folder)` reads them. Saved are, in TRAIN, steps 0 to 2, then every
---debug-interval-th and the one after it; in EVAL, the validation at the end of each epoch:
+--debug-interval-th and the one after it; in EVAL, the validation at the end of each epoch.
 
-| collection | tensors | as | mode |
-| --- | --- | --- | --- |
-| weights, biases | Network_<parameter>, as they are before the step | reductions | TRAIN |
-| gradients | gradient/Network_<parameter>, as the optimiser gets them but for --clip-norm | \
-reductions | TRAIN |
-| relu_input, relu_output | <module>_input_0, <module>_output_0 | reductions | TRAIN |
-| samples | sample/<name> of weights, biases, gradients: values at always the same places | whole \
-| TRAIN |
-| activity | activity/<module>: of each unit (channel or feature), the share in percent of its \
-outputs in this batch that are above 0 | whole | TRAIN |
-| losses, answers | CrossEntropyLoss_output_0, one loss a picture; CrossEntropyLoss_input_0, the \
-logits, and CrossEntropyLoss_input_1, the labels (with mixup: shares of classes) | whole | both |
-| none | scalar/lr and scalar/train_accuracy; scalar/valid_loss and scalar/valid_accuracy | whole \
-| TRAIN; EVAL |
+As reductions (minimum, maximum, mean, standard deviation, variance, l2 norm; mean and maximum of
+the absolute values), TRAIN only:
 
-Where only the head is trained, that is the Network, and its class is Sequential. Weights that do
-not learn are left out. The modules of these names are ReLUs; a module that a network applies
-twice, as torchvision's residual blocks do, has also <module>_input_1, <module>_output_1 and
-activity/<module>_1. Of several processes the first one writes: losses, answers and activity are
-of its part of the batch, gradients of all of it.
+    weights, biases           Network_<parameter>, before the step
+    gradients                 gradient/Network_<parameter>, what the optimiser gets, not yet clipped
+    relu_input, relu_output   <module>_input_0, <module>_output_0
+
+As they are, TRAIN only but for the last two collections and half of the scalars:
+
+    samples    sample/<name> of weights, biases and gradients: values at always the same places
+    activity   activity/<module>: of each unit (channel or feature) of a ReLU, the share in percent
+               of its outputs in this batch that are above 0
+    losses     CrossEntropyLoss_output_0: one a picture
+    answers    CrossEntropyLoss_input_0, the logits; CrossEntropyLoss_input_1, the labels, or with
+               mixup shares of classes
+    (none)     scalar/lr, scalar/train_accuracy; EVAL: scalar/valid_loss, scalar/valid_accuracy
+
+Where the head alone is trained, that is the network, and its class is Sequential instead of
+Network. Weights that do not learn are left out. <module> is the name of a ReLU, which ends in
+"relu"; one that is applied twice, as in torchvision's residual blocks, has also <module>_input_1,
+<module>_output_1 and activity/<module>_1. Of several processes the first one writes: losses,
+answers and activity are of its part of the batch, gradients of all of it.
 """
 
 import atexit
@@ -333,6 +335,9 @@ class _Hook(smdebug.pytorch.Hook):
     @_until_the_disk_is_full
     def _close(self) -> None:
         super().close()
+        # In a SageMaker job smdebug leaves that to the service, which no longer does it: whoever
+        # reads the trial would wait for more.
+        Path(self.out_dir, END_OF_JOB_FILENAME).touch()
 
     def give_up(self, error: Exception) -> None:
         """Say why nothing more is saved, and remove what is half written."""

@@ -190,7 +190,9 @@ def test_the_services_configuration_is_obeyed(stripes, tmp_path, monkeypatch):
         json.dumps({"LocalPath": str(tensors), "CollectionConfigurations": wanted})
     )
     monkeypatch.setenv(CONFIGURATION_VARIABLE, str(configuration))
+    monkeypatch.setenv("TRAINING_JOB_NAME", "as-in-a-container")
     assert train(stripes, tmp_path) == 0
+    assert (tensors / "training_job_end.ts").is_file()
     trial, (TRAIN, _) = open_trial(tensors), modes()
     assert not (tmp_path / "output" / "tensors").exists()
     assert trial.tensor_names(collection="weights") == []
