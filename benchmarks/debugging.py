@@ -53,6 +53,8 @@ def train(data, output, args, *words):
         seconds = sum(float(row["seconds"]) for row in csv.DictReader(file))
     written = [p for name in ("tensors", "profile") for p in (output / name).rglob("*")]
     megabytes = sum(path.stat().st_size for path in written if path.is_file()) / 1e6
+    if words and not megabytes:
+        raise SystemExit(f"{' '.join(words)} wrote nothing:\n{done.stdout}")
     shutil.rmtree(output)
     return seconds, megabytes
 
@@ -73,7 +75,7 @@ def main(args):
     for name, figures in measured.items():
         seconds, megabytes = (statistics.median(column) for column in zip(*figures))
         cost = 100 * (seconds / base - 1)
-        print(f"{name:8} {seconds:8.1f} s {cost:+6.1f} % {megabytes:7.1f} MB")
+        print(f"{name:8} {seconds:8.1f} s {cost:+6.1f} % {megabytes:8.2f} MB")
 
 
 if __name__ == "__main__":
