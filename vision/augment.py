@@ -14,7 +14,7 @@ SHIFT = 20
 CROP_SCALE = (0.35, 1.0)
 
 
-AUGMENTATIONS = ("shift", "flip", "crop", "color", "erase")
+AUGMENTATIONS = ("shift", "flip", "vflip", "crop", "color", "erase")
 
 
 def parse_augment(text: str) -> tuple[str, ...]:
@@ -49,6 +49,7 @@ def build_augment(names: Sequence[str], size: int, mean: Sequence[float]) -> Tra
         # What a shift uncovers repeats the edge, so that dark and light backgrounds both go on.
         "shift": lambda: v2.RandomCrop(size, padding=max(1, size // SHIFT), padding_mode="edge"),
         "flip": lambda: v2.RandomHorizontalFlip(),
+        "vflip": lambda: v2.RandomVerticalFlip(),
         "crop": lambda: v2.RandomResizedCrop(size, scale=CROP_SCALE, antialias=True),
         "color": lambda: v2.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3),
         "erase": lambda: v2.RandomErasing(p=0.5, scale=(0.02, 0.2), value=fill),

@@ -5,11 +5,11 @@ import itertools
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 
 import torch
 from torch import nn
-from torchvision import models
 
 from vision.errors import ExpectedError
 from vision.preprocessing import Preprocessing
@@ -185,6 +185,9 @@ def _check_pretrained(name: str) -> None:
 
 
 def _torchvision(name: str, channels: int, pretrained: bool) -> tuple[list, list, int]:
+    # Takes two seconds to import, which the endpoint of a small network can spare.
+    from torchvision import models
+
     model = models.get_model(name, weights=None)
     if pretrained:
         model.load_state_dict(_download(name))
@@ -218,7 +221,9 @@ def _replace_first_convolution(model: nn.Module, channels: int) -> None:
     model.set_submodule(name, conv)
 
 
-def _weights(name: str) -> models.WeightsEnum:
+def _weights(name: str) -> Any:
+    from torchvision import models
+
     # The first ones, which the literature compares with: newer recipes reach more on ImageNet,
     # but frozen features learnt with label smoothing and the like transfer worse (Kornblith et
     # al. 2019, arXiv:1805.08974, section 4.2).

@@ -44,13 +44,14 @@ def test_counts_are_told_with_their_error(training):
 def test_ratios_are_theirs_over_ours(training):
     figures = {
         "valid_accuracy": 0.9,
+        "their_epochs": 6,
         "theirs_resnet50_seconds": 600.0,
         "ours_seconds": 20.0,
         "theirs_pictures_per_second": 25.0,
         "ours_pictures_per_second": 100.0,
     }
     rows = training.table({"sources": runs([figures])})
-    assert "30 times shorter | 20 s against 600 s" in rows
+    assert "in epoch 6 of 20 | 30 times shorter | 20 s against 600 s" in rows
     assert "4.0 times as many | 100 against 25 pictures/s" in rows
 
 
