@@ -104,14 +104,14 @@ class Profiler:
         if not self._on:
             yield
             return
-        start, begin = time.time(), time.perf_counter()
-        part = name in PARTS
-        if part and self._step.start is None:
-            self._step.start, self._step.begin = start, begin
         if name == "validation":
             self._end_recording()
             # The epoch ended with a wait for a batch that did not come.
             self._step = _Step()
+        start, begin = time.time(), time.perf_counter()
+        part = name in PARTS
+        if part and self._step.start is None:
+            self._step.start, self._step.begin = start, begin
         events = None
         if part and name != "data" and self._device.type == "cuda":
             events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]

@@ -137,7 +137,7 @@ CASES = {
     ),
     "Dataloader": (
         {},
-        "slow worker",
+        "data",
         (
             "run: one of two loader workers takes 200 ms for a batch",
             lambda folder: train(folder, workers=2, steps=16, seconds=0.2),
@@ -173,7 +173,7 @@ def test_the_table_of_the_docs_is_that_of_the_tests():
     text = HEAD
     for case, (parameters, _, must, near) in CASES.items():
         known = {**defaults(case.partition(",")[0]), **parameters}
-        values = ", ".join(f"{k} {v:.2g}" if v else k for k, v in known.items() if v is not None)
+        values = ", ".join(f"{k} {v:.4g}" if v else k for k, v in known.items() if v is not None)
         text += f"| {case} | {values or 'none'} | {must[0]} | {near[0]} |\n"
     text += (
         "\nOverallSystemUsage measures and never judges. Without a GPU, LowGPUUtilization and "
@@ -182,18 +182,6 @@ def test_the_table_of_the_docs_is_that_of_the_tests():
     if os.environ.get("WRITE_DOCS"):
         DOCS.write_text(text)
     assert DOCS.read_text() == text
-
-
-def test_more_workers_are_not_advised_where_one_is_slow(tmp_path):
-    times = [{"data": 0.5 if step % 4 == 2 else 0.01, "seconds": 0.6} for step in range(40)]
-    folder = write_profile(tmp_path / "p", (), times, {"workers": 4})
-    (finding,) = check_profile(read(folder), ["Dataloader"])
-    assert finding.evidence[-1].value == 2
-    assert "Find out what holds up that worker" in finding.advice
-    even = [{"data": 0.2, "seconds": 0.7}] * 40
-    profile = read(write_profile(tmp_path / "even", (), even, {"workers": 4}))
-    (finding,) = check_profile(profile, ["Dataloader"])
-    assert "slow worker" not in {each.name for each in finding.evidence}
 
 
 def test_equal_pictures_and_unequal_work_are_an_unequal_load(tmp_path):
@@ -205,10 +193,14 @@ def test_equal_pictures_and_unequal_work_are_an_unequal_load(tmp_path):
 
 def test_the_gain_is_what_the_measured_wait_allows(tmp_path):
     steps = [{"data": 0.4, "forward": 0.6, "seconds": 1.0, "pictures": 32}] * 50
-    for workers, words in ((1, "Set --workers 8"), (8, "--image-size")):
+    for workers, busy, words in (
+        (1, 50, "Set --workers 8"),
+        (8, 50, "or try --workers 16"),
+        (1, 95, "--image-size"),
+    ):
         folder = write_profile(
-            tmp_path / str(workers),
-            [{"process_cpu_percent": 60}] * 20,
+            tmp_path / f"{workers} {busy}",
+            [{"process_cpu_percent": busy}] * 20,
             steps,
             {"workers": workers, "gpu": None},
         )
