@@ -166,7 +166,6 @@ class VanishingGradient(DebuggerRule):
     stay there for three saved steps while the loss is at least 0.1, and biases are left out: in
     front of a batch norm theirs are zero by construction (Ioffe & Szegedy 2015,
     arXiv:1502.03167, section 3.2), and those of a zero-initialised branch are in its first step.
-    With --precision float16 gradients are saved times the loss scale, which hides small ones.
     """
 
     DEFAULTS: ClassVar = {"threshold": 1e-7}
@@ -517,7 +516,7 @@ class LossNotDecreasing(DebuggerRule):
     every training, and every finished one ends on a plateau. So here a level is the mean of five
     saved steps, and the rule holds where, at the last two checks of the trial,
 
-    - the level is not `diff_percent` below the first one, nor below ln(classes), the loss of
+    - the level is not `diff_percent` below both the first one and ln(classes), the loss of
       answering at random (unless it is under half of that: a resumed training), or
     - the level is `increase_threshold_percent` above the lowest before, by more than that percent
       of the first one and by more than three standard errors.
@@ -601,7 +600,8 @@ class LossNotDecreasing(DebuggerRule):
     def _stuck(self) -> str | None:
         now, first = self._level(-WINDOW), self._level(0)
         share = 1 - self.parameters["diff_percent"] / 100
-        if now < share * first or (self._chance and now < share * self._chance):
+        chance = self._chance or math.inf
+        if now < share * min(first, chance) or (self._chance and now < chance / 2):
             return None
         random = f"; answering at random gives {self._chance:.3g}" if self._chance else ""
         return (
