@@ -732,9 +732,9 @@ class Overtraining(_Evaluations):
 
     AWS: no new optimum, by at least `delta`, of the training loss for `patience_train` steps or
     of the validation loss for `patience_validation` steps. The end of every schedule that lets
-    the learning rate fade is such a plateau, and harmless. So here the last validation loss has
-    to be `delta` above its optimum, which lies `patience_validation` evaluations back, or
-    `patience_train` where the training loss found no new optimum since then either.
+    the learning rate fade is such a plateau, and harmless. So here the last three validation
+    losses have to be `delta` above the optimum, which lies `patience_validation` evaluations
+    back, or `patience_train` where the training loss found no new optimum since then either.
     """
 
     DEFAULTS: ClassVar = {"patience_train": 5, "patience_validation": 10, "delta": 0.01}
@@ -754,6 +754,7 @@ class Overtraining(_Evaluations):
         self._best = {"training": math.inf, "validation": math.inf}
         self._since = {"training": 0, "validation": 0}
         self._best_step = 0
+        self._recent: deque = deque(maxlen=PERSISTENCE)
 
     def _compare(self, step: int, train: float, valid: float) -> bool:
         p = self.parameters
@@ -764,7 +765,8 @@ class Overtraining(_Evaluations):
                 self._best_step = step if phase == "validation" else self._best_step
         since = self._since["validation"]
         idle = min(since, self._since["training"]) >= p["patience_train"]
-        worse = valid > self._best["validation"] + p["delta"]
+        self._recent.append(valid)
+        worse = min(self._recent) > self._best["validation"] + p["delta"]
         self.evidence.clear()
         if not worse or not (since >= p["patience_validation"] or idle):
             return False
