@@ -312,7 +312,8 @@ class DeadRelu(DebuggerRule):
     `threshold_inactivity` percent of its outputs in a batch are above zero. AWS reads the outputs
     themselves (`tensor_regex`); ours are too large to save, so the hook saves that percentage of
     every unit, and this rule reads outputs only where a trial has them instead. Here a unit has
-    to be dead at three saved steps in a row: one batch may just not have what it looks for.
+    to be dead at three saved steps in a row, as one batch may just not have what it looks for,
+    and at the end of the trial: in front of a batch norm units can come back.
     """
 
     DEFAULTS: ClassVar = {
@@ -324,7 +325,7 @@ class DeadRelu(DebuggerRule):
     QUIET = "In every ReLU layer at least half of the units react to some picture."
     MEANING = (
         "These units give zero for practically every picture. A ReLU that gives zero has no "
-        "gradient either, so they are lost for good and the network is smaller than it looks."
+        "gradient either, so they hardly come back and the network is smaller than it looks."
     )
     ADVICE = (
         "Lower --lr (one step too large pushes units below zero for ever) or bound the steps with "
@@ -350,7 +351,9 @@ class DeadRelu(DebuggerRule):
                 continue
             dead = np.max(recent, axis=0) < inactivity
             percent = float(dead.mean() * 100)
-            if percent > self.parameters["threshold_layer"]:
+            if not percent > self.parameters["threshold_layer"]:
+                self.evidence.pop(name, None)
+            else:
                 held = True
                 self._note(
                     name,
