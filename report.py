@@ -74,7 +74,7 @@ def mounted_tensors() -> str | None:
 
 
 def print_result(report: Report) -> None:
-    counts = {status: 0 for status in Status}
+    counts = dict.fromkeys(Status, 0)
     for finding in report.findings:
         counts[finding.status] += 1
         if finding.status == Status.ISSUES:

@@ -1,5 +1,6 @@
 """Turns what a training job wrote into the numbers and tables that its report shows."""
 
+import io
 import json
 import math
 import re
@@ -13,7 +14,10 @@ import pandas as pd
 from insight.tensors import ACTIVITY, Tensors
 from vision.errors import ExpectedError
 
-HISTORY_COLUMNS = ("epoch", "train_loss", "train_accuracy", "valid_loss", "valid_accuracy")
+HISTORY = ("epoch", "train_loss", "train_accuracy", "valid_loss", "valid_accuracy")
+# What the report says of run.json.
+RUN = ("hyperparameters", "versions", "model", "class_names", "train_pictures", "processes")
+RUN += ("device", "batch_size")
 # As the columns of steps-<rank>.csv and the names in phases-<rank>.csv are shown.
 STEP_PARTS = {
     "data": "waiting for data",
@@ -26,18 +30,25 @@ PHASES = {
     "validation": "validation",
     "checkpoint": "checkpoints",
     "debugging": "debugging",
+    "profiling": "profiling",
 }
 
 
 def read_history(folder: Path) -> pd.DataFrame:
-    """Read history.csv; raises ExpectedError where it is missing, empty or damaged."""
+    """Read history.csv, of a job that was killed what is complete.
+
+    Raises ExpectedError where it is missing, empty or damaged.
+    """
     path = folder / "history.csv"
     if not path.is_file():
         raise ExpectedError("the job wrote no history.csv")
     try:
-        history = pd.read_csv(path)
-        history = history.astype(dict.fromkeys(HISTORY_COLUMNS, float)).astype({"epoch": int})
-    except (ValueError, KeyError, UnicodeDecodeError) as error:
+        text = path.read_text(encoding="utf-8")
+        # A writer that was killed leaves half a line.
+        rows = io.StringIO(text[: text.rfind("\n") + 1])
+        history = pd.read_csv(rows, keep_default_na=False, usecols=HISTORY)
+        history = history.astype(float).astype({"epoch": int})
+    except ValueError as error:
         raise ExpectedError(f"history.csv is damaged ({_first_line(error)})") from error
     if history.empty:
         raise ExpectedError("the job ended before its first epoch did")
@@ -50,11 +61,13 @@ def read_run(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ExpectedError("the job wrote no run.json: train with --debug true or --profile true")
     try:
-        run = json.loads(path.read_text(encoding="utf-8"))
+        # NaN, which the report's own JSON must not hold, stays the text that it is.
+        run = json.loads(path.read_text(encoding="utf-8"), parse_constant=str)
     except ValueError as error:
         raise ExpectedError(f"run.json is damaged ({_first_line(error)})") from error
-    if not isinstance(run, dict) or not isinstance(run.get("hyperparameters"), dict):
-        raise ExpectedError("run.json holds no hyperparameters")
+    missing = [name for name in RUN if not isinstance(run, dict) or name not in run]
+    if missing:
+        raise ExpectedError(f"run.json lacks {', '.join(missing)}")
     return run
 
 
@@ -95,7 +108,9 @@ def norms(tensors: Tensors, collection: str) -> pd.DataFrame:
     """
 
     def weights(step: int) -> list[str]:
-        return [name for name in tensors.collected(collection, step=step) if name.endswith("weight")]
+        return [
+            name for name in tensors.collected(collection, step=step) if name.endswith("weight")
+        ]
 
     return _by_step(tensors, weights, lambda name, step: tensors.reduction(name, step, "l2"))
 
@@ -201,8 +216,8 @@ def time_by_epoch(steps: pd.DataFrame, phases: pd.DataFrame, end: float) -> pd.D
         seconds = np.bincount(place[those], phases["seconds"][those], minlength=len(numbers))
         table[shown] = seconds
     table["rest"] = np.maximum(0.0, np.diff(limits) - table.sum(axis=1))
-    order = ["initialization", *STEP_PARTS.values(), "validation", "checkpoints", "debugging"]
-    return table[[*order, "rest"]]
+    first, *others = PHASES.values()
+    return table[[first, *STEP_PARTS.values(), *others, "rest"]]
 
 
 def time_facts(table: pd.DataFrame, steps: pd.DataFrame) -> dict[str, Any]:

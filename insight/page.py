@@ -23,6 +23,7 @@ KINDS = {
 SHOWN_EVIDENCE = 6
 # The rows of the operator table: together they are nearly all of the time.
 SHOWN_OPERATORS = 15
+WAITING = "waiting for data"
 # As measured and as shown: name, unit and factor.
 RESOURCES = {
     "gpu_percent": ("GPU", "%", 1),
@@ -110,17 +111,14 @@ def _result(training: Mapping[str, Any] | None) -> str:
 
 
 def where_time_went(time: Mapping[str, Any]) -> str:
-    """Name the largest part of the time, and what waiting for data took."""
+    """Name the largest parts of the time, and what waiting for data took."""
     total, parts = time["total_seconds"], time["parts"]
-    largest = max(parts, key=parts.get)
-    waiting = parts["waiting for data"]
+    order = sorted(parts, key=parts.get, reverse=True)[:3]
+    shown = order if WAITING in order else [*order, WAITING]
+    took = _list([f"{name} took {percent(parts[name] / total)}" for name in shown])
     speed = time["pictures_per_second"]
     fast = f" The steps go through {speed:,.0f} pictures a second." if speed else ""
-    share = "" if largest == "waiting for data" else f"; waiting for data, {percent(waiting / total)}"
-    return (
-        f"The largest part of {duration(total)}, {percent(parts[largest] / total)}, is "
-        f"{largest}{share}.{fast}"
-    )
+    return f"Of {duration(total)}, {took}.{fast}"
 
 
 def how_busy(use: Mapping[str, Mapping[str, float]]) -> str:

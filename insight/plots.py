@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from vision.figures import house_style
 
@@ -27,6 +27,7 @@ COLORS = {
     "validation": "#CC79A7",
     "checkpoints": "#E69F00",
     "debugging": "#F0E442",
+    "profiling": "#000000",
     "rest": "#DDDDDD",
 }
 NOT_A_NUMBER, ZERO = "#D55E00", "#FFFFFF"
@@ -68,13 +69,16 @@ def losses(losses: pd.DataFrame) -> Figure:
 def norms(frames: Mapping[str, pd.DataFrame]) -> Figure:
     """Draw norms, rows layers from input to output and columns steps, one panel a frame."""
     rows = max(len(frame) for frame in frames.values())
+    # Frozen layers have weights and no gradients: then every panel names its own rows.
+    alike = len({tuple(frame.index) for frame in frames.values()}) == 1
     with house_style():
         figure = Figure(figsize=(WIDTH + 1, 1.6 + 0.17 * min(rows, MAX_NAMES)))
-        panels = figure.subplots(1, len(frames), sharey=len(frames) > 1, squeeze=False)[0]
+        panels = figure.subplots(1, len(frames), sharey=alike, squeeze=False)[0]
         for axes, (name, frame) in zip(panels, frames.items(), strict=True):
             _log_map(figure, axes, frame)
             axes.set(xlabel="training step", title=f"Norm (L2) of the {name}")
-        _name_rows(panels[0], next(iter(frames.values())).index)
+            if axes is panels[0] or not alike:
+                _name_rows(axes, frame.index)
         _explain_odd_cells(figure, frames.values())
     return figure
 
@@ -89,7 +93,10 @@ def _log_map(figure: Figure, axes: Axes, frame: pd.DataFrame) -> None:
     norm = LogNorm(low, max(high, low * 1.01))
     image = axes.imshow(shown, cmap=colors, norm=norm, aspect="auto", interpolation="nearest")
     _name_steps(axes, frame.columns)
-    figure.colorbar(image, ax=axes, pad=0.02)
+    bar = figure.colorbar(image, ax=axes, pad=0.02)
+    bar.ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=9))
+    bar.ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    bar.ax.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _name_steps(axes: Axes, steps: Sequence[int]) -> None:
@@ -123,13 +130,15 @@ def activity(active: pd.DataFrame, silent: pd.DataFrame) -> Figure:
         left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
         options = {"aspect": "auto", "interpolation": "nearest"}
         image = left.imshow(active.to_numpy(), cmap="cividis", vmin=0, vmax=100, **options)
-        figure.colorbar(image, ax=left, pad=0.02, label="% of outputs")
+        figure.colorbar(image, ax=left, pad=0.02)
         _name_steps(left, active.columns)
         _name_rows(left, active.index)
-        left.set(xlabel="training step", title="Outputs above 0")
+        left.set(xlabel="training step", title="% of outputs above 0")
         right.barh(range(len(last)), last, color="#D55E00")
-        right.set(xlim=(0, max(5, 1.05 * last.max())), xlabel="% of units")
-        right.set_title(f"Silent units, step {silent.columns[-1]}")
+        right.set(
+            xlim=(0, max(5, 1.05 * last.max())), xlabel="% of units that fired for no picture"
+        )
+        right.set_title(f"Silent units at step {silent.columns[-1]}")
         right.grid(axis="y", visible=False)
     return figure
 
@@ -188,6 +197,7 @@ def time_spent(epochs: pd.DataFrame) -> Figure:
 
     Rows are epochs, 0 what came before the first; columns the parts, as in COLORS.
     """
+    epochs = epochs.loc[:, epochs.sum() > 0]
     total = epochs.sum()
     with house_style():
         figure = Figure(figsize=(WIDTH, 4.2))

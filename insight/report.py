@@ -56,7 +56,8 @@ def build(
         try:
             return how()
         except ExpectedError as error:
-            left_out.append(f"{what}, because {error}")
+            reason = str(error).replace(f"{output_dir}{os.sep}", "")
+            left_out.append(f"{what}, because {reason}")
             return None
 
     history = read("the curves by epoch", lambda: measures.read_history(output_dir))
@@ -126,7 +127,7 @@ def read_profile(folder: Path) -> Part:
     found = profile.read(folder)
     steps, phases = measures.first_rank(found.steps), measures.first_rank(found.phases)
     system = measures.first_rank(found.system)
-    end = min(found.facts.items())[1]["finished"]
+    end = found.main["finished"]
     facts = {"time": None, "use": measures.use(system), "operators": []}
     figures = {}
     if len(steps):
