@@ -166,7 +166,6 @@ class VanishingGradient(DebuggerRule):
     stay there for three saved steps while the loss is at least 0.1, and biases are left out: in
     front of a batch norm theirs are zero by construction (Ioffe & Szegedy 2015,
     arXiv:1502.03167, section 3.2), and those of a zero-initialised branch are in its first step.
-    With --precision float16 gradients are saved times the loss scale, which hides small ones.
     """
 
     DEFAULTS: ClassVar = {"threshold": 1e-7}
@@ -517,7 +516,7 @@ class LossNotDecreasing(DebuggerRule):
     every training, and every finished one ends on a plateau. So here a level is the mean of five
     saved steps, and the rule holds where, at the last two checks of the trial,
 
-    - the level is not `diff_percent` below the first one, nor below ln(classes), the loss of
+    - the level is not `diff_percent` below both the first one and ln(classes), the loss of
       answering at random (unless it is under half of that: a resumed training), or
     - the level is `increase_threshold_percent` above the lowest before, by more than that percent
       of the first one and by more than three standard errors.
@@ -601,7 +600,8 @@ class LossNotDecreasing(DebuggerRule):
     def _stuck(self) -> str | None:
         now, first = self._level(-WINDOW), self._level(0)
         share = 1 - self.parameters["diff_percent"] / 100
-        if now < share * first or (self._chance and now < share * self._chance):
+        chance = self._chance or math.inf
+        if now < share * min(first, chance) or (self._chance and now < chance / 2):
             return None
         random = f"; answering at random gives {self._chance:.3g}" if self._chance else ""
         return (
@@ -732,9 +732,9 @@ class Overtraining(_Evaluations):
 
     AWS: no new optimum, by at least `delta`, of the training loss for `patience_train` steps or
     of the validation loss for `patience_validation` steps. The end of every schedule that lets
-    the learning rate fade is such a plateau, and harmless. So here the last validation loss has
-    to be `delta` above its optimum, which lies `patience_validation` evaluations back, or
-    `patience_train` where the training loss found no new optimum since then either.
+    the learning rate fade is such a plateau, and harmless. So here the last three validation
+    losses have to be `delta` above the optimum, which lies `patience_validation` evaluations
+    back, or `patience_train` where the training loss found no new optimum since then either.
     """
 
     DEFAULTS: ClassVar = {"patience_train": 5, "patience_validation": 10, "delta": 0.01}
@@ -754,6 +754,7 @@ class Overtraining(_Evaluations):
         self._best = {"training": math.inf, "validation": math.inf}
         self._since = {"training": 0, "validation": 0}
         self._best_step = 0
+        self._recent: deque = deque(maxlen=PERSISTENCE)
 
     def _compare(self, step: int, train: float, valid: float) -> bool:
         p = self.parameters
@@ -764,7 +765,8 @@ class Overtraining(_Evaluations):
                 self._best_step = step if phase == "validation" else self._best_step
         since = self._since["validation"]
         idle = min(since, self._since["training"]) >= p["patience_train"]
-        worse = valid > self._best["validation"] + p["delta"]
+        self._recent.append(valid)
+        worse = min(self._recent) > self._best["validation"] + p["delta"]
         self.evidence.clear()
         if not worse or not (since >= p["patience_validation"] or idle):
             return False
