@@ -1,0 +1,208 @@
+"""The profiler's files, and that nothing of it reaches the training."""
+
+import csv
+import gzip
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from conftest import ROOT
+
+sys.path.insert(0, str(ROOT / "tests" / "insight"))
+
+from profiled import CPU, Training, train
+
+from insight.profile import read
+from vision.profile_files import (
+    OPERATOR_COLUMNS,
+    PHASE_COLUMNS,
+    STEP_COLUMNS,
+    SYSTEM_COLUMNS,
+)
+from vision.profiling import Profiler, cgroup_limits
+
+SCRIPT = ROOT / "tests" / "insight" / "profiled.py"
+
+
+def rows(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def profile(tmp_path_factory):
+    """30 steps that sleep, each part so many milliseconds, then a validation."""
+    folder = tmp_path_factory.mktemp("profile") / "profile"
+    begin = time.time()
+    with Profiler(folder, 0, 0.1, 4, 2, begin - 5, CPU) as profiler:
+        training = Training(profiler, rest=lambda step: time.sleep(0.012))
+        for _ in range(30):
+            with profiler.phase("data"):
+                time.sleep(0.006)
+            training.step(torch.randn(4, 3, 16, 16))
+        with profiler.phase("validation"):
+            time.sleep(0.2)
+    profiler.close()
+    return folder
+
+
+def test_the_files_are_those_of_the_contract(profile):
+    names = {"system-0.csv", "steps-0.csv", "phases-0.csv", "profile-0.json"}
+    assert {path.name for path in profile.iterdir()} == {*names, "operators.csv", "trace.json.gz"}
+    for name, columns in (
+        ("system-0", SYSTEM_COLUMNS),
+        ("steps-0", STEP_COLUMNS),
+        ("phases-0", PHASE_COLUMNS),
+        ("operators", OPERATOR_COLUMNS),
+    ):
+        assert (profile / f"{name}.csv").read_text().startswith(",".join(columns) + "\n")
+    facts = json.loads((profile / "profile-0.json").read_text())
+    assert facts["cores"] <= psutil.cpu_count()
+    assert (facts["workers"], facts["batch_size"], facts["gpu"]) == (2, 4, None)
+    assert facts["started"] + 5 <= facts["first_step"] < facts["finished"]
+
+
+def test_every_part_of_a_step_is_timed_by_itself(profile):
+    steps = rows(profile / "steps-0.csv")
+    assert [int(row["step"]) for row in steps] == list(range(30))
+    for row in steps:
+        data, forward, *others = (float(row[p]) for p in ("data", "forward", "backward"))
+        assert data >= 0.006
+        assert forward >= 0.012
+        assert data + forward + sum(others) <= float(row["seconds"])
+    phases = {row["name"]: float(row["seconds"]) for row in rows(profile / "phases-0.csv")}
+    assert phases["validation"] >= 0.2
+
+
+def test_the_machine_is_sampled_at_the_interval(profile):
+    samples = rows(profile / "system-0.csv")
+    assert len(samples) >= 4
+    for row in samples:
+        assert 0 <= float(row["cpu_percent"]) <= 100
+        assert 0 < float(row["memory_percent"]) < 100
+        assert row["gpu_percent"] == row["gpu_memory_percent"] == ""
+    assert any(float(row["process_cpu_percent"]) > 0 for row in samples)
+
+
+def test_a_few_steps_leave_their_operators_and_a_trace(profile):
+    table = rows(profile / "operators.csv")
+    convolutions = [row for row in table if row["operator"] == "aten::convolution"]
+    assert sum(int(row["calls"]) for row in convolutions) == 5 * 2
+    trace = json.loads(gzip.decompress((profile / "trace.json.gz").read_bytes()))
+    names = {event.get("name", "") for event in trace["traceEvents"]}
+    assert "aten::convolution" in names
+    facts = json.loads((profile / "profile-0.json").read_text())
+    assert facts["profiled_steps"] == [20, 25]
+
+
+def test_an_epoch_that_ends_early_ends_the_recording(tmp_path):
+    with Profiler(tmp_path, 0, 5, 4, 0, time.time(), CPU) as profiler:
+        training = Training(profiler)
+        for _ in range(22):
+            training.step(torch.randn(4, 3, 16, 16))
+        with profiler.phase("validation"):
+            training.net(torch.randn(4, 3, 16, 16))
+    facts = json.loads((tmp_path / "profile-0.json").read_text())
+    assert facts["profiled_steps"] == [20, 22]
+    calls = {row["operator"]: int(row["calls"]) for row in rows(tmp_path / "operators.csv")}
+    assert calls["aten::native_batch_norm"] == 2 * 2
+
+
+def test_a_killed_training_loses_at_most_seconds(tmp_path):
+    process = subprocess.Popen([sys.executable, SCRIPT, tmp_path])
+    try:
+        limit = time.time() + 60
+        steps = tmp_path / "steps-0.csv"
+        while time.time() < limit and not (steps.exists() and len(rows(steps)) > 10):
+            time.sleep(0.05)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        killed = time.time()
+        process.wait()
+    profile = read(tmp_path)
+    assert not profile.main["complete"]
+    assert killed - 2 < profile.main["finished"] <= killed
+    assert len(profile.measured) >= 10
+    assert not list(tmp_path.glob("part-*"))
+
+
+def test_a_full_disk_ends_the_profiler_and_not_the_training(tmp_path):
+    done = subprocess.run(
+        [sys.executable, SCRIPT, tmp_path, "800"], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    said, last = done.stdout.splitlines()
+    assert re.match(r"profiler: profiling ends here, and the training goes on: .+", said)
+    assert last == "trained"
+    assert not list(tmp_path.glob("part-*"))
+
+
+def test_a_missing_proc_file_costs_its_columns_and_a_missing_proc_the_profile(
+    tmp_path, monkeypatch, capsys
+):
+    proc = tmp_path / "proc"
+    proc.mkdir()
+    for name in ("stat", "meminfo"):
+        (proc / name).write_text(Path("/proc", name).read_text())
+    monkeypatch.setattr(psutil, "PROCFS_PATH", str(proc))
+    train(tmp_path / "some", steps=3, rest=lambda step: time.sleep(0.1))
+    sample = rows(tmp_path / "some" / "system-0.csv")[-1]
+    assert sample["memory_percent"] != ""
+    assert sample["network_sent_bytes"] == ""
+    assert "profiler: no figures of the network, and the training" in capsys.readouterr().out
+    monkeypatch.setattr(psutil, "PROCFS_PATH", str(tmp_path / "none"))
+    train(tmp_path / "none", steps=3)
+    (said,) = capsys.readouterr().out.splitlines()
+    assert said.startswith("profiler: profiling ends here, and the training goes on: ")
+
+
+def test_a_folder_that_cannot_be_made_ends_the_profiler_with_a_sentence(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    train(tmp_path / "file" / "profile", steps=3)
+    (said,) = capsys.readouterr().out.splitlines()
+    assert said.startswith("profiler: profiling ends here")
+
+
+def test_off_it_starts_no_thread_and_imports_nothing(tmp_path):
+    code = (
+        "import sys, threading, vision.profiling as p\n"
+        "with p.NoProfiler() as off:\n"
+        "    with off.phase('data'): pass\n"
+        "    off.step(1, 2)\n"
+        "assert threading.active_count() == 1 and 'psutil' not in sys.modules"
+    )
+    env = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin", "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env=env)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("nested", [False, True], ids=["container", "host"])
+@pytest.mark.parametrize("version", [1, 2])
+def test_cores_and_memory_are_those_of_the_control_group(tmp_path, version, nested):
+    root, place = tmp_path / "cgroup", "docker/ab" if nested else ""
+    membership = tmp_path / "membership"
+    if version == 2:
+        membership.write_text("0::/docker/ab\n")
+        files = {"cpu.max": "150000 100000", "memory.max": "2000", "memory.current": "900"}
+        files |= {"memory.stat": "anon 1\ninactive_file 100", "cpu.stat": "usage_usec 7000000"}
+        folders = dict.fromkeys(files, root / place)
+    else:
+        membership.write_text("4:cpu,cpuacct:/docker/ab\n3:memory:/docker/ab\n0::/\n")
+        files = {"cpu.cfs_quota_us": "150000", "cpu.cfs_period_us": "100000"}
+        files |= {"memory.limit_in_bytes": "2000", "memory.usage_in_bytes": "900"}
+        files |= {"memory.stat": "inactive_file 7\ntotal_inactive_file 100"}
+        files |= {"cpuacct.usage": "7000000000"}
+        folders = {name: root / name.partition(".")[0] / place for name in files}
+    for name, text in files.items():
+        folders[name].mkdir(parents=True, exist_ok=True)
+        (folders[name] / name).write_text(text + "\n")
+    cores, memory, group = cgroup_limits(root, membership)
+    assert (cores, memory) == (1.5, 2000)
+    assert (group.cpu_seconds(), group.memory_bytes()) == (7.0, 800)
