@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from insight.tensors import ACTIVITY, Tensors
+from insight.tensors import ACTIVITY, GRADIENT, Tensors
 from vision.errors import ExpectedError
 
 HISTORY = ("epoch", "train_loss", "train_accuracy", "valid_loss", "valid_accuracy")
@@ -142,7 +142,11 @@ def _by_step(
     for step in tensors.train_steps():
         for name in names(step):
             rows.setdefault(name, {})[tensors.phase_step(step)] = measure(name, step)
-    named = {short_name(name): rows[name] for name in sorted(rows, key=_natural)}
+    # smdebug's public lists are in the order of names; its own has that of saving, which for
+    # weights is that of the network, and for gradients that of the backward pass or of weights.
+    place = {name: number for number, name in enumerate(tensors.trial._tensors)}
+    order = sorted(rows, key=lambda name: place.get(name.removeprefix(GRADIENT), place[name]))
+    named = {short_name(name): rows[name] for name in order}
     frame = pd.DataFrame.from_dict(named, orient="index", dtype=float)
     return frame.reindex(sorted(frame.columns), axis=1)
 
@@ -179,12 +183,6 @@ def last_step(frame: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def _natural(name: str) -> list[tuple[bool, int, str]]:
-    """Sort numbers as numbers: layer10 comes after layer9."""
-    words = re.split(r"(\d+)", name)
-    return [(word.isdigit(), int(word) if word.isdigit() else 0, word) for word in words]
-
-
 def short_name(name: str) -> str:
     """Drop what the tensors of one kind have in common: `gradient/Net_stem.0.weight` -> stem.0."""
     name = name.rpartition("/")[2]
@@ -199,23 +197,27 @@ def first_rank(frame: pd.DataFrame) -> pd.DataFrame:
     return frame[frame["rank"] == frame["rank"].min()] if "rank" in frame else frame
 
 
-def time_by_epoch(steps: pd.DataFrame, phases: pd.DataFrame, end: float) -> pd.DataFrame:
+def time_by_epoch(
+    steps: pd.DataFrame, phases: pd.DataFrame, started: float, finished: float
+) -> pd.DataFrame:
     """Return seconds by epoch (rows; 0: before the first) and part (columns), of one process.
 
-    An epoch lasts from its first step to the first of the next one, the last until `end`, in Unix
-    seconds; what no part accounts for is "rest".
+    An epoch lasts from its first step to the first of the next one, from `started` to `finished`
+    in Unix seconds. What no part accounts for is "initialization" before the first step and
+    "rest" after it.
     """
     starts = steps.groupby("epoch")["start"].min()
-    start = min(starts.min(), phases["start"].min()) if len(phases) else starts.min()
-    numbers, limits = [0, *starts.index], np.array([start, *starts, end])
+    numbers, limits = [0, *starts.index], np.array([started, *starts, finished])
     table = steps.groupby("epoch")[list(STEP_PARTS)].sum().rename(columns=STEP_PARTS)
     table = table.reindex(numbers, fill_value=0.0)
     place = np.searchsorted(limits[1:-1], phases["start"], side="right")
     for name, shown in PHASES.items():
         those = phases["name"] == name
         seconds = np.bincount(place[those], phases["seconds"][those], minlength=len(numbers))
-        table[shown] = seconds
+        table[shown] = seconds.astype(float)
     table["rest"] = np.maximum(0.0, np.diff(limits) - table.sum(axis=1))
+    table.loc[0, "initialization"] += table.loc[0, "rest"]
+    table.loc[0, "rest"] = 0.0
     first, *others = PHASES.values()
     return table[[first, *STEP_PARTS.values(), *others, "rest"]]
 
@@ -247,13 +249,14 @@ def use(system: pd.DataFrame) -> dict[str, dict[str, float]]:
 
 
 def operators(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return the rows of operators.csv with `share`, of the time on GPU or CPU, the largest first.
+    """Return the operators of operators.csv, those of one name together, the largest first.
 
-    An operator's own time: what it calls counts for what is called.
+    `share` is of the time of all of them, on the GPU where there is one; an operator's own time
+    ("self") is without what it calls.
     """
-    on_gpu = bool(table["self_gpu_ms"].fillna(0).sum() > 0)
-    own = table["self_gpu_ms" if on_gpu else "self_cpu_ms"].fillna(0)
-    total = own.sum() or 1.0
-    table = table.assign(share=own / total, on_gpu=on_gpu).sort_values("share", ascending=False)
-    columns = ["operator", "calls", "self_cpu_ms", "cpu_ms", "self_gpu_ms", "share", "on_gpu"]
-    return json.loads(table[columns].to_json(orient="records"))
+    on_gpu = bool(table["self_gpu_ms"].sum() > 0)
+    measured = ["calls", "self_cpu_ms", "cpu_ms", "self_gpu_ms"]
+    table = table.groupby("operator")[measured].sum().reset_index()
+    own = table["self_gpu_ms" if on_gpu else "self_cpu_ms"]
+    table = table.assign(share=own / (own.sum() or 1.0), on_gpu=on_gpu)
+    return json.loads(table.sort_values("share", ascending=False).to_json(orient="records"))

@@ -1,8 +1,11 @@
 """The report as one HTML page that needs no script, no network and no other file."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from markupsafe import Markup, escape
 
 from insight.findings import Finding, Status
 from vision import html
@@ -104,7 +107,7 @@ def _result(training: Mapping[str, Any] | None) -> str:
     reached = "" if accuracy is None else f" with an accuracy of {percent(accuracy)}"
     return (
         f"Of {_count(training['epochs'], 'epoch')}, epoch {training['best_epoch']} has the lowest "
-        f"validation loss, {training['best_valid_loss']:.3f}{reached}; "
+        f"validation loss, {_number(training['best_valid_loss'])}{reached}; "
         f"at the end the training loss is {_number(training['last_train_loss'])} and the "
         f"validation loss {_number(training['last_valid_loss'])}."
     )
@@ -177,7 +180,7 @@ def most_silent(silent: Mapping[str, Any]) -> str:
 
 
 def _number(value: float | None) -> str:
-    return "not a number" if value is None else f"{value:.3f}"
+    return "not a number" if value is None else f"{value:.3g}"
 
 
 def _count(number: int, one: str, many: str | None = None) -> str:
@@ -196,13 +199,25 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"
 
 
+def breakable(name: str) -> Markup:
+    """Let a name in CamelCase break between its words, for narrow screens."""
+    return Markup("<wbr>").join(re.findall(r"[A-Z]+(?![a-z])|.[^A-Z]*", name))
+
+
+def marked(text: str) -> Markup:
+    """Set what stands in `backquotes`, and --flags, as code."""
+    escaped = re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text)))
+    flags = re.sub(r"(?<![\w-])(--[a-z][a-z-]*[a-z])", r'<code class="flag">\1</code>', escaped)
+    return Markup(flags)  # noqa: S704 - escaped two lines above
+
+
 def render(facts: Mapping[str, Any], findings: Sequence[Finding], figures: Path) -> str:
     """Return the page, with those figures <name>.png that are in a folder."""
     order = list(STATUSES)
     return html.render(
         Path(__file__).with_name("page.html"),
         figures,
-        {"duration": duration},
+        {"breakable": breakable, "marked": marked},
         facts=facts,
         issues=[finding for finding in findings if finding.status == Status.ISSUES],
         groups={

@@ -19,7 +19,7 @@ WIDTH = 7.2  # inches
 MARKERS = {"TRAIN": "o-", "EVAL": "s-"}
 # Grey for what nobody waits for; of the others no two neighbours in a stack look alike.
 COLORS = {
-    "initialization": "#999999",
+    "initialization": "#AAAAAA",
     "waiting for data": "#D55E00",
     "forward": "#56B4E9",
     "backward": "#0072B2",
@@ -27,12 +27,12 @@ COLORS = {
     "validation": "#CC79A7",
     "checkpoints": "#E69F00",
     "debugging": "#F0E442",
-    "profiling": "#000000",
+    "profiling": "#555555",
     "rest": "#DDDDDD",
 }
 NOT_A_NUMBER, ZERO = "#D55E00", "#FFFFFF"
 # The names of more layers than these no longer fit beside their rows.
-MAX_NAMES = 40
+MAX_NAMES = 64
 
 
 def curves(history: pd.DataFrame) -> Figure:

@@ -127,11 +127,11 @@ def read_profile(folder: Path) -> Part:
     found = profile.read(folder)
     steps, phases = measures.first_rank(found.steps), measures.first_rank(found.phases)
     system = measures.first_rank(found.system)
-    end = found.main["finished"]
     facts = {"time": None, "use": measures.use(system), "operators": []}
     figures = {}
     if len(steps):
-        time = measures.time_by_epoch(steps, phases, end)
+        times = found.main["started"], found.main["finished"]
+        time = measures.time_by_epoch(steps, phases, *times)
         facts["time"] = measures.time_facts(time, steps)
         figures["time"] = plots.time_spent(time)
     if len(system):
