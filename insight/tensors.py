@@ -16,7 +16,7 @@ from smdebug.core.utils import (
     is_s3,
     list_collection_files_in_directory,
 )
-from smdebug.exceptions import TensorUnavailableForStep
+from smdebug.exceptions import IndexReaderException, TensorUnavailableForStep
 from smdebug.trials import create_trial
 from smdebug.trials.trial import Trial
 
@@ -39,7 +39,13 @@ def open_trial(place: str) -> Trial:
     place = str(place).rstrip("/")
     S3Handler.client.cache_clear()  # It would go on asking where it asked first.
     _check_complete(place)
-    trial = create_trial(place)
+    try:
+        trial = create_trial(place)
+    except IndexReaderException as error:
+        raise ExpectedError(
+            f"the index of the tensors in {place} is damaged: copy the folder again from the "
+            "training's output, or train again"
+        ) from error
     trial.index_reader = _WholeFiles(trial)
     # Otherwise smdebug lists the folder again for every value, and sleeps where it sees no end.
     trial.loaded_all_steps = True

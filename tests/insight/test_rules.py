@@ -8,6 +8,7 @@ import boto3
 import pytest
 import torch
 from moto.server import ThreadedMotoServer
+from smdebug.core.save_config import SaveConfig
 from smdebug.pytorch import Hook
 from smdebug.rules.rule_invoker import invoke_rule
 from torch import nn
@@ -16,6 +17,8 @@ from trials import DOCS, digits, document, layers, record, results
 from insight.findings import Evidence, Finding, Status
 from insight.rules import RULES, VanishingGradient, check
 from insight.tensors import Tensors, open_trial
+from vision.arguments import add_arguments
+from vision.cli import ArgumentParser
 from vision.errors import ExpectedError
 
 EVERYTHING = "weights biases gradients relu_input relu_output answers samples activity"
@@ -67,8 +70,8 @@ def healthy(tmp_path_factory):
         optimizer=torch.optim.AdamW,
         save=EVERYTHING,
         steps=100,
-        save_every=2,
-        validate_every=10,
+        save_every=4,
+        validate_every=20,
         share=lambda done: min(1.0, 4 * done) * (1 - done),
     )
     assert accuracy.mean() > 0.9
@@ -102,11 +105,8 @@ def test_near_misses_are_quiet(found, rule):
         assert each.finding.checked
 
 
-def test_what_is_advised_is_a_flag_of_training(found):
-    from vision.arguments import add_arguments
-    from vision.cli import ArgumentParser
-
-    parser = ArgumentParser(epilog="")
+def test_what_is_advised_is_a_flag_of_training():
+    parser = ArgumentParser("Train.")
     add_arguments(parser)
     for rule in RULES.values():
         for flag in re.findall(r"--[a-z-]+", rule.ADVICE):
@@ -141,7 +141,7 @@ def test_a_healthy_training_is_quiet(healthy):
 
 
 def test_a_trial_is_read_file_by_file_and_never_waited_for(healthy, tmp_path):
-    """Also where the job was killed, or is one of SageMaker: there is no file that marks its end."""
+    """Also where the job was killed, or is SageMaker's: there is no file that marks its end."""
     shutil.copytree(healthy, tmp_path / "tensors")
     (tmp_path / "tensors" / "training_job_end.ts").unlink()
     trial = open_trial(tmp_path / "tensors")
@@ -178,7 +178,8 @@ def test_whole_tensors_of_a_plain_hook_are_read_as_well(tmp_path):
     network = layers(64, 32, 32, 10)
     criterion = nn.CrossEntropyLoss()
     optimizer = torch.optim.SGD(network.linear2.parameters(), lr=0.1)
-    hook = Hook(str(tmp_path / "tensors"), save_all=True)
+    every_step = SaveConfig(save_interval=1)
+    hook = Hook(str(tmp_path / "tensors"), save_all=True, save_config=every_step)
     hook.register_module(network)
     hook.register_loss(criterion)
     for _ in range(12):
@@ -232,6 +233,13 @@ def test_a_damaged_file_is_an_error_of_the_rules_that_read_it(healthy, tmp_path)
     assert [finding.rule for finding in findings] == list(RULES)
     assert {finding.status for finding in findings} <= {Status.ERROR, Status.NO_ISSUES}
     assert by_rule(findings)["ExplodingTensor"].status == Status.ERROR
+
+
+def test_a_damaged_index_is_told_in_a_sentence(healthy, tmp_path):
+    shutil.copytree(healthy, tmp_path / "tensors")
+    next((tmp_path / "tensors" / "index").rglob("*.json")).write_text("{")
+    with pytest.raises(ExpectedError, match="index of the tensors in"):
+        check(tmp_path / "tensors")
 
 
 def test_a_finding_survives_json():

@@ -86,9 +86,10 @@ def record(
         update.param_groups[0]["lr"] = lr * share(step / steps)
         hook.set_mode(ModeKeys.TRAIN)
         network.train()
-        for name, parameter in sampled.items():
-            hook.save_tensor(f"sample/{name}", _sample(parameter), "samples")
-        hook.save_scalar("lr", update.param_groups[0]["lr"])
+        if step % save_every == 0:
+            for name, parameter in sampled.items():
+                hook.save_tensor(f"sample/{name}", _sample(parameter), "samples")
+            hook.save_scalar("lr", update.param_groups[0]["lr"])
         losses = criterion(network(X[numbers]), y[numbers])
         update.zero_grad()
         losses.mean().backward()
