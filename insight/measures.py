@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from smdebug.exceptions import TensorUnavailableForStep
 
 from insight.tensors import ACTIVITY, GRADIENT, Tensors
 from vision.errors import ExpectedError
@@ -112,7 +113,15 @@ def norms(tensors: Tensors, collection: str) -> pd.DataFrame:
             name for name in tensors.collected(collection, step=step) if name.endswith("weight")
         ]
 
-    return _by_step(tensors, weights, lambda name, step: tensors.reduction(name, step, "l2"))
+    def norm(name: str, step: int) -> float | None:
+        try:
+            whole = tensors.trial.tensor(name).value(step)
+        except TensorUnavailableForStep:
+            return tensors.reduction(name, step, "l2")
+        # smdebug would take the spectral norm of a matrix, and has none of a kernel.
+        return float(np.linalg.norm(np.asarray(whole, dtype=float)))
+
+    return _by_step(tensors, weights, norm)
 
 
 def activity(tensors: Tensors) -> pd.DataFrame:
@@ -185,8 +194,10 @@ def last_step(frame: pd.DataFrame) -> dict[str, Any]:
 
 def short_name(name: str) -> str:
     """Drop what the tensors of one kind have in common: `gradient/Net_stem.0.weight` -> stem.0."""
-    name = name.rpartition("/")[2]
-    return re.sub(r"^[A-Z][A-Za-z0-9]*_(?=\w)|\.weight$", "", name)
+    name = name.rpartition("/")[2].removesuffix(".weight")
+    short = re.sub(r"^[A-Z][A-Za-z0-9]*_(?=\w)", "", name)
+    # The layers of an nn.Sequential are mere numbers.
+    return name if short.isdigit() else short
 
 
 # --- The profile ---------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import re
 import shutil
 import tarfile
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import job_output
 import jsonschema
@@ -16,7 +17,8 @@ from samples import link
 
 import report as entry_point
 from insight.findings import Finding
-from studio.insight import load_findings
+from insight.tensors import Tensors, open_trial
+from studio.insight import load_findings, make_report
 from vision.cli import run
 
 SCHEMA = json.loads((job_output.ROOT / "docs/findings.schema.json").read_text())
@@ -83,7 +85,7 @@ class Page(HTMLParser):
         self.text += data
 
 
-def test_the_numbers_follow_from_the_files(made):
+def test_the_numbers_follow_from_the_files(made, output):
     assert {path.name for path in made.iterdir()} == FILES
     facts = read_findings(made)
     assert facts["left_out"] == []
@@ -97,6 +99,11 @@ def test_the_numbers_follow_from_the_files(made):
         assert norms["step"] == 33
         assert set(norms["values"]) == layers
         assert all(value > 0 for value in norms["values"].values())
+    tensors = Tensors(open_trial(output / "tensors"))
+    last = next(step for step in tensors.train_steps() if tensors.phase_step(step) == 33)
+    kernel = tensors.values("Network_backbone.2.weight", last).astype(float)
+    norms = facts["tensors"]["norms"]["weights"]["values"]
+    assert norms["backbone.2"] == pytest.approx(math.sqrt((kernel**2).sum()))
 
     time = facts["profile"]["time"]
     steps = job_output.EPOCHS * job_output.STEPS
@@ -353,3 +360,19 @@ def test_the_notebook_reads_tables_pictures_and_words(made):
     assert list(said) == [evidence["said"] for evidence in issues[0]["evidence"]]
     findings["findings"] = [each for each in findings["findings"] if each not in issues]
     assert findings.anomalies().startswith("None of the ")
+
+
+def test_one_call_makes_the_report_of_a_job_in_s3(output, tmp_path):
+    with tarfile.open(tmp_path / "output.tar.gz", "w:gz") as tar:
+        tar.add(output / "history.csv", "history.csv")
+
+    def download_file(bucket, key, path):
+        assert (bucket, key) == ("bucket", "jobs/course-1/output/output.tar.gz")
+        shutil.copy(tmp_path / "output.tar.gz", path)
+
+    cloud = SimpleNamespace(client=lambda _: SimpleNamespace(download_file=download_file))
+    place = {"S3OutputPath": "s3://bucket/jobs/"}
+    job = {"TrainingJobName": "course-1", "OutputDataConfig": place}
+    findings = make_report(cloud, job, tmp_path / "report")
+    assert findings["training"]["best_epoch"] == 2
+    assert (tmp_path / "report" / "report.html").is_file()
