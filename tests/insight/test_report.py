@@ -232,13 +232,17 @@ def test_a_damaged_part_costs_only_that_part(output, tmp_path):
     job = tmp_path / "job"
     shutil.copytree(output / "profile", job / "profile")
     (job / "profile" / "steps-0.csv").write_text("epoch,step\n")
+    shutil.copytree(output / "tensors", job / "tensors")
+    *_, last = sorted((job / "tensors" / "events").rglob("*.tfevents"))
+    last.write_bytes(last.read_bytes()[:1000])
     (job / "run.json").write_text((output / "run.json").read_text()[:100])
     text = (output / "history.csv").read_text()
     (job / "history.csv").write_text(text[:-10])
     assert report_here("--training", job, "--output", tmp_path / "report") == 0
     facts = read_findings(tmp_path / "report")
     assert facts["training"]["epochs"] == 2
-    described, _, profiled = facts["left_out"]
+    described, debugged, profiled = facts["left_out"]
+    assert f"the tensors in {last.relative_to(job)} are damaged" in debugged
     assert "run.json is damaged" in described
     assert "the profile in profile is damaged: steps-0.csv" in profiled
 
