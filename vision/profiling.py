@@ -35,26 +35,7 @@ WARM_UP_STEPS, RECORDED_STEPS, OPERATORS = 20, 5, 50
 LONGEST_WAIT = 2.0
 
 
-class NoProfiler:
-    """A `Profiler` that does nothing."""
-
-    def phase(self, name: str) -> contextlib.AbstractContextManager:
-        return contextlib.nullcontext()
-
-    def step(self, epoch: int, pictures: int) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.close()
-
-
-class Profiler(NoProfiler):
+class Profiler:
     """Measures one process of a training, from its construction to `close`.
 
     `interval` is in seconds, `started` the start of the process as Unix seconds, `batch_size` and
@@ -129,6 +110,8 @@ class Profiler(NoProfiler):
             self._step.start, self._step.begin = start, begin
         if name == "validation":
             self._end_recording()
+            # The epoch ended with a wait for a batch that did not come.
+            self._step = _Step()
         events = None
         if part and name != "data" and self._device.type == "cuda":
             events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
@@ -180,6 +163,12 @@ class Profiler(NoProfiler):
         except Exception as error:
             self._give_up(error)
         self._on = False
+
+    def __enter__(self) -> "Profiler":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
 
     def _read_out(self) -> None:
         while self._unread and self._unread[0].passed():

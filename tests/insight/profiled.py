@@ -6,6 +6,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, get_worker_info
@@ -30,7 +31,8 @@ class Batches(Dataset):
     def __getitem__(self, number):
         if self.seconds and get_worker_info().id == 0:
             time.sleep(self.seconds)
-        return torch.randn(self.size, 3, 16, 16)
+        # Not a tensor: for that, this process would be woken again when the other one takes it.
+        return np.random.default_rng(number).random((self.size, 3, 16, 16), np.float32)
 
 
 class Training:
@@ -52,7 +54,7 @@ class Training:
                 X = next(batches, None)
             if X is None:
                 return
-            self.step(X, number)
+            self.step(torch.from_numpy(X), number)
 
     def step(self, X, epoch=1):
         phase = self.profiler.phase
@@ -72,12 +74,17 @@ class Training:
         self.steps += 1
 
 
+def _as_it_is(batch):
+    return batch
+
+
 def train(folder, batch=16, steps=60, workers=0, seconds=0.0, rest=lambda step: None, start=0.0):
     """Train, and return the folder of the profile."""
     started = time.time()
     time.sleep(start)
     with Profiler(folder, 0, 0.05, batch, workers, started, CPU) as profiler:
-        feed = DataLoader(Batches(steps, batch, seconds), batch_size=None, num_workers=workers)
+        data = Batches(steps, batch, seconds)
+        feed = DataLoader(data, batch_size=None, num_workers=workers, collate_fn=_as_it_is)
         Training(profiler, rest).epoch(feed)
     return folder
 
@@ -92,18 +99,19 @@ def sleep(folder, steps, long):
     return folder
 
 
+def fork(function, *args):
+    """Start a process that calls a function, without importing PyTorch again."""
+    process = torch.multiprocessing.get_context("fork").Process(target=function, args=args)
+    process.start()
+    return process
+
+
 def train_in_two(folder, pictures, extra=(0, 0)):
     """Train in two processes that wait for each other's gradients; return the folder.
 
     `pictures` are those of a step and `extra` further forward passes, of each process.
     """
-    context = torch.multiprocessing.get_context("fork")
-    processes = [
-        context.Process(target=_train_one, args=(folder, rank, pictures[rank], extra[rank]))
-        for rank in range(2)
-    ]
-    for process in processes:
-        process.start()
+    processes = [fork(_train_one, folder, rank, pictures[rank], extra[rank]) for rank in range(2)]
     for process in processes:
         process.join(60)
         assert process.exitcode == 0
@@ -161,15 +169,3 @@ def _write(path, columns, rows, missing):
         table = csv.DictWriter(file, columns, restval=missing)
         table.writeheader()
         table.writerows(rows)
-
-
-if __name__ == "__main__":
-    # Train for ever, for whoever means to end it: a folder, then what the largest file may be.
-    if len(sys.argv) > 2:
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
-    torch.set_num_threads(1)
-    steps = 10**9 if len(sys.argv) == 2 else 50
-    train(Path(sys.argv[1]), batch=4, steps=steps, rest=lambda step: time.sleep(0.02))
-    print("trained", flush=True)
