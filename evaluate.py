@@ -21,12 +21,10 @@ ends the job with code 1, after the report is written.
 
 import argparse
 import csv
-import gzip
 import json
 import os
 import shutil
 import sys
-import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -37,6 +35,7 @@ import numpy as np
 import torch
 
 from vision import baselines, figures, metrics, page
+from vision.archives import extract
 from vision.calibration import confidences
 from vision.classifier import DESCRIPTION, Classifier, load_classifier
 from vision.cli import ArgumentParser, add_dry_run, ranged, run
@@ -54,8 +53,6 @@ from vision.explain import grad_cam
 
 # The version of evaluation.json, for whoever reads it by program.
 SCHEMA_VERSION = 2
-# VGG-16, the largest architecture here, has 0.55 GB of weights.
-MAX_UNPACKED_BYTES = 2 * 1024**3
 # Two rows of a figure.
 SHOWN_PICTURES = 12
 
@@ -143,47 +140,6 @@ def read_model(folder: Path) -> Classifier:
     with tempfile.TemporaryDirectory(prefix="model-") as scratch:
         extract(archive, Path(scratch))
         return load_classifier(scratch)
-
-
-def extract(archive: Path, folder: Path, max_bytes: int = MAX_UNPACKED_BYTES) -> None:
-    """Unpack a .tar.gz of files and folders into `folder`.
-
-    Raises ExpectedError for links, devices, paths that lead outside, or more than `max_bytes`.
-    """
-    try:
-        with gzip.open(archive) as unzipped:
-            stream = _Limited(unzipped, max_bytes)
-            # "r|" reads strictly forward, so that the limit counts every byte once.
-            with tarfile.open(fileobj=stream, mode="r|") as tar:
-                for member in tar:
-                    if not (member.isreg() or member.isdir()):
-                        raise ExpectedError(
-                            f"{archive} holds {member.name!r}, a link or device: only plain files "
-                            "are unpacked"
-                        )
-                    tar.extract(member, folder, filter="data")
-    except tarfile.FilterError as error:
-        raise ExpectedError(f"{archive} is refused: {error}") from error
-    except (tarfile.TarError, EOFError, gzip.BadGzipFile) as error:
-        raise ExpectedError(f"{archive} is damaged ({error}): train the model again") from error
-
-
-class _Limited:
-    """A reader that gives out so many bytes and no more."""
-
-    def __init__(self, file, max_bytes: int):
-        self.file = file
-        self.max_bytes = max_bytes
-        self.count = 0
-
-    def read(self, size: int) -> bytes:
-        data = self.file.read(size)
-        self.count += len(data)
-        if self.count > self.max_bytes:
-            raise ExpectedError(
-                f"{self.file.name} unpacks to more than {self.max_bytes / 1e9:.1f} GB: refused"
-            )
-        return data
 
 
 def list_test(folder: Path, classifier: Classifier, dry_run: bool) -> list[Entry]:

@@ -93,7 +93,12 @@ class _WholeFiles:
             self._read(name)
         start = int(location.start_idx)
         record = self.files[name][start : start + int(location.length)]
-        return next(TensorReader(record).read_tensors())[2]
+        try:
+            return next(TensorReader(record).read_tensors())[2]
+        except Exception as error:  # The reader checks little, and stumbles in many ways.
+            raise ExpectedError(
+                f"the tensors in {name} are damaged: copy the whole folder again"
+            ) from error
 
     def _read(self, name: str) -> None:
         if not self.on_s3:

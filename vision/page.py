@@ -1,14 +1,15 @@
 """The evaluation as one HTML page that needs no script, no network and no other file."""
 
-import base64
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
+
+from vision import html
+from vision.html import percent
 
 TITLES = {
     "worst_mistakes": "The most confident mistakes",
@@ -60,11 +61,6 @@ def summary(report: Mapping[str, Any]) -> list[str]:
             "suspects, not proofs."
         )
     return sentences
-
-
-def percent(value: float) -> str:
-    """Write a share as a percentage with one decimal."""
-    return f"{value:.1%}"
 
 
 def verdict(name: str, baseline: Mapping[str, Any]) -> str:
@@ -129,21 +125,14 @@ def render(
     A tile is an item of the report with `caption` and, as uint8 arrays (H, W) or (H, W, 3),
     `picture` and `looked`.
     """
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["percent"] = percent
-    environment.filters["tile"] = _tile
-    return environment.get_template("page.html").render(
+    return html.render(
+        Path(__file__).with_name("page.html"),
+        figures,
+        {"tile": _tile},
         report=report,
         tiles=tiles,
         titles=TITLES,
         baselines=BASELINES,
-        figure=lambda name: _encode((figures / f"{name}.png").read_bytes()),
         hardest=hardest(report),
         confidence=_confidence(report["calibration"]),
         abstention=_abstention(report["abstention"]),
@@ -156,8 +145,4 @@ def _tile(picture: np.ndarray) -> str:
         image = image.resize((TILE_SIZE, TILE_SIZE), Image.Resampling.BILINEAR)
     buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=True)
-    return _encode(buffer.getvalue())
-
-
-def _encode(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode()
+    return html.encode(buffer.getvalue())
