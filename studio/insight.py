@@ -1,10 +1,13 @@
 """What the notebook's cells on the inside of a training use: the report, its tables, its words."""
 
+import html
 import json
+import shutil
 import tempfile
 from pathlib import Path
 
 import pandas as pd
+from IPython.display import HTML
 
 from studio.jobs import download, split_uri
 
@@ -35,6 +38,12 @@ class Findings(dict):
     def picture(self, name):
         """Path of a figure: curves, losses, norms, activity, time or utilisation."""
         return str(self.folder / f"{name}.png")
+
+    def in_place(self, height=800):
+        """The page as a frame in the notebook, for viewers that show frames."""
+        text = html.escape(Path(self.page).read_text(encoding="utf-8"))
+        style = f"width: 100%; height: {height}px; border: 1px solid #ccc"
+        return HTML(f'<iframe title="Report" style="{style}" srcdoc="{text}"></iframe>')
 
     def summary(self):
         """What the numbers say, as a Markdown list of sentences."""
@@ -108,6 +117,54 @@ def load_findings(folder):
     return Findings(folder)
 
 
+def output_uri(job):
+    """Where a training job left its output: the s3:// folder that output.tar.gz is in."""
+    return f"{job['OutputDataConfig']['S3OutputPath'].rstrip('/')}/{job['TrainingJobName']}/output"
+
+
+def fetch_output(cloud, job, folder="build/training-output"):
+    """Download and unpack what a training job left in its output folder; return that as a Path."""
+    from vision.archives import extract
+
+    folder = Path(folder)
+    shutil.rmtree(folder, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix="training-") as scratch:
+        archive = Path(scratch) / "output.tar.gz"
+        bucket, key = split_uri(f"{output_uri(job)}/{archive.name}")
+        cloud.client("s3").download_file(bucket, key, str(archive))
+        extract(archive, folder)
+    return folder
+
+
+# What follows reads tensors and so loads smdebug, which only the cells about them need.
+
+
+def open_trial(place):
+    """Open the tensors of one training, a folder or an s3:// URI, as a trial of smdebug."""
+    from insight import tensors
+
+    return tensors.open_trial(str(place))
+
+
+def contents(trial):
+    """What a trial holds, by collection: how many tensors, and one of their names; a DataFrame."""
+    names = {name: trial.tensor_names(collection=name) for name in trial.collections()}
+    rows = {
+        name: {"tensors": len(found), "for example": sorted(found)[0]}
+        for name, found in names.items()
+        if found
+    }
+    return pd.DataFrame(rows.values(), index=pd.Index(rows, name="collection"))
+
+
+def plot_losses(trial):
+    """The loss of every saved step of TRAIN and EVAL, as a figure."""
+    from insight import measures, plots
+    from insight.tensors import Tensors
+
+    return plots.losses(measures.losses(Tensors(trial)))
+
+
 def make_report(cloud, job, folder="build/insight", tensors=None):
     """Make the report on a training job here, from the output it left in S3.
 
@@ -115,19 +172,22 @@ def make_report(cloud, job, folder="build/insight", tensors=None):
         job: the description of a training job that has ended.
         tensors: s3:// URI of its tensors, where they are not in its output.
     """
-    # Reading tensors loads smdebug, which only the cells about the inside of a training need.
     from insight.report import build
-    from vision.archives import extract
 
-    output = job["OutputDataConfig"]["S3OutputPath"].rstrip("/")
-    uri = f"{output}/{job['TrainingJobName']}/output/output.tar.gz"
     with tempfile.TemporaryDirectory(prefix="training-") as scratch:
-        bucket, key = split_uri(uri)
-        archive = Path(scratch) / "output.tar.gz"
-        cloud.client("s3").download_file(bucket, key, str(archive))
-        extract(archive, Path(scratch) / "output")
-        build(Path(scratch) / "output", Path(folder), tensors)
+        build(fetch_output(cloud, job, Path(scratch) / "output"), Path(folder), tensors)
     return Findings(folder)
+
+
+def compare(reports):
+    """The debugger's rules that fire in any of several trainings, side by side: a DataFrame.
+
+    Args:
+        reports: `Findings` by the name of their training.
+    """
+    tables = {name: report.table("debugger")["verdict"] for name, report in reports.items()}
+    table = pd.DataFrame(tables)
+    return table[(table == STATUSES["IssuesFound"]).any(axis=1)]
 
 
 def download_findings(cloud, uri, folder="build/insight"):

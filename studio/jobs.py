@@ -18,7 +18,8 @@ FINAL = ("Completed", "Failed", "Stopped")
 POLL_LOCAL, POLL_AWS = 0.5, 10  # Seconds between looks.
 # What the scripts of this project print for people; the drivers around them print much more.
 OUR_LINES = re.compile(
-    r"^(read |training |resumed|epoch=|no better|best_|threshold=|stopped|saved|accuracy=|error)"
+    r"^(read |training |resumed|epoch=|no better|best_|threshold=|stopped|saved|accuracy="
+    r"|NoIssuesFound=|left out|the debugger|error)"
 )
 # What a job needs of this project, and nothing else.
 SOURCE = (
@@ -26,8 +27,10 @@ SOURCE = (
     "hpo.py",
     "extract_features.py",
     "evaluate.py",
+    "report.py",
     "inference.py",
     "vision",
+    "insight",
 )
 JOB_KINDS = {
     "TrainingJob": ("describe_training_job", "/aws/sagemaker/TrainingJobs"),
@@ -40,7 +43,7 @@ class JobFailed(Exception):
 
 
 def stage_source(folder="build/source"):
-    """Copy the entry points and `vision/` into one clean folder; return its path as a string."""
+    """Copy the entry points and what they share into a clean folder; return its path as text."""
     folder = Path(folder)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
