@@ -2,6 +2,7 @@
 
 import html
 import json
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -11,6 +12,8 @@ from IPython.display import HTML
 
 from studio.jobs import download, split_uri
 
+# What smdebug logs about its settings is not for readers of a notebook.
+os.environ.setdefault("SMDEBUG_LOG_LEVEL", "error")
 STATUSES = {
     "IssuesFound": "issue found",
     "Error": "rule failed",
@@ -43,7 +46,8 @@ class Findings(dict):
         """The page as a frame in the notebook, for viewers that show frames."""
         text = html.escape(Path(self.page).read_text(encoding="utf-8"))
         style = f"width: 100%; height: {height}px; border: 1px solid #ccc"
-        return HTML(f'<iframe title="Report" style="{style}" srcdoc="{text}"></iframe>')
+        frame = f'<iframe title="Report" style="{style}" srcdoc="{text}"></iframe>'
+        return HTML(f"<div>{frame}</div>")
 
     def summary(self):
         """What the numbers say, as a Markdown list of sentences."""
@@ -108,8 +112,15 @@ class Findings(dict):
 def _anomaly(finding):
     step = finding["first_step"]
     since = "" if step is None else f", from step {step:,}"
-    said = "".join(f" {evidence['said'].rstrip('.')}." for evidence in finding["evidence"][:1])
+    said = finding["evidence"][0]["said"].rstrip(".") + "." if finding["evidence"] else ""
+    said = f" {said[:1].upper()}{said[1:]}"
     return f"- **{finding['rule']}**{since}: {finding['meaning']}{said} *Try:* {finding['advice']}"
+
+
+def wide(table):
+    """A table with sentences in it, none of them cut short, for a notebook."""
+    with pd.option_context("display.max_colwidth", None):
+        return HTML(table.to_html())
 
 
 def load_findings(folder):
