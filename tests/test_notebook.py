@@ -21,7 +21,7 @@ REGISTRIES = re.compile(r"pypi\.org|pythonhosted\.org|/opt/pypi|/opt/wheels|site
 FEW = {"PICTURES": 600, "TRIALS": 2, "TRIAL_EPOCHS": 1, "EPOCHS": 3}
 CLOSED_PORT = "http://127.0.0.1:9"
 PARTS = ["train_model.py", "hpo.py", "extract_features.py", "evaluate.py", "inference.py"]
-PARTS += ["vision", "studio", "local_cloud"]
+PARTS += ["report.py", "vision", "insight", "studio", "local_cloud"]
 
 
 # ---- as committed ----
