@@ -163,19 +163,19 @@ def _by_step(
 def losses(tensors: Tensors) -> pd.DataFrame:
     """Return the mean loss over the pictures of the saved steps: columns TRAIN and EVAL.
 
-    The rows are steps of TRAIN; an EVAL stands beside the latest of them that was saved before it.
+    The rows are steps of TRAIN; an EVAL stands at the number of them that were done before it.
     """
     found: dict[tuple[str, int], list[np.ndarray]] = {}
-    latest = 0
     for step in tensors.trial.steps():
-        if tensors.trains(step):
-            latest = tensors.phase_step(step)
-        elif not tensors.validates(step):
-            continue
         values = tensors.losses(step)
-        if values is not None:
-            mode = "TRAIN" if tensors.trains(step) else "EVAL"
-            found.setdefault((mode, latest), []).append(values)
+        if values is None:
+            continue
+        number = tensors.phase_step(step)
+        if tensors.trains(step):
+            found.setdefault(("TRAIN", number), []).append(values)
+        elif tensors.validates(step):
+            # The global step counts both modes, and `number` the EVALs among them.
+            found.setdefault(("EVAL", step - number), []).append(values)
     means = {
         mode: {step: np.concatenate(each).mean() for (m, step), each in found.items() if m == mode}
         for mode in ("TRAIN", "EVAL")

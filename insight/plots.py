@@ -61,6 +61,7 @@ def losses(losses: pd.DataFrame) -> Figure:
             if len(values):
                 axes.plot(values.index, values, MARKERS[mode], label=label)
         axes.set(xlabel="training step", ylabel="cross-entropy (nats)")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_title("Loss of the steps that were saved")
         axes.legend()
     return figure

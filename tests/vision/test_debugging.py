@@ -86,6 +86,15 @@ def test_train_and_eval_have_their_steps_and_their_losses_are_those_of_the_histo
         lr = trial.tensor("scalar/lr").value(steps[-1], mode=TRAIN)
         assert format(float(lr[0]), ".3g") == row["lr"]
     assert trial.tensor("scalar/valid_loss").steps(mode=TRAIN) == []
+    # smdebug reads its settings when it is first imported.
+    from insight import measures
+    from insight.tensors import Tensors
+
+    drawn = measures.losses(Tensors(trial))["EVAL"].dropna()
+    assert drawn.to_dict() == {
+        steps: pytest.approx(float(row["valid_loss"]), abs=1e-4)
+        for steps, row in zip((3, 6), rows, strict=True)
+    }
 
 
 def test_reductions_are_finite_in_bfloat16_and_those_of_the_tensors(debugged):
