@@ -1,10 +1,15 @@
-"""What a rule found: the form that debugger rules, profiler rules and the report share."""
+"""What debugger rules, profiler rules and the report share: findings, and the choice of rules."""
 
 import dataclasses
 import math
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Literal
+
+from vision.errors import ExpectedError
+
+MOST_EVIDENCE = 8
 
 
 class Status(str, Enum):
@@ -60,6 +65,29 @@ class Finding:
     def from_dict(cls, values: dict) -> "Finding":
         evidence = [Evidence(**each) for each in values["evidence"]]
         return cls(**{**values, "status": Status(values["status"]), "evidence": evidence})
+
+
+def chosen_rules(
+    known: Collection[str], wanted: Iterable[str] | None, parameters: Iterable[str]
+) -> list[str]:
+    """Return the rules to run: all that are known, or those wanted.
+
+    Raises ExpectedError for one, wanted or given parameters, that does not exist.
+    """
+    names = list(known if wanted is None else wanted)
+    unknown = sorted({*names, *parameters} - set(known))
+    if unknown:
+        raise ExpectedError(f"there is no rule {unknown[0]!r}: there are {', '.join(known)}")
+    return names
+
+
+def check_parameters(rule: str, known: Collection[str], given: Iterable[str]) -> None:
+    """Raise ExpectedError where a rule is given a parameter that it does not have."""
+    unknown = sorted(set(given) - set(known))
+    if unknown:
+        raise ExpectedError(
+            f"{rule} has no parameter {unknown[0]!r}: it has {', '.join(known) or 'none'}"
+        )
 
 
 def _for_json(value):

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from matplotlib.figure import Figure
 
-from insight import measures, page, plots, profile, rules
+from insight import measures, page, plots, profile, profile_rules, rules
 from insight.findings import Finding
 from insight.tensors import Tensors, open_trial
 from vision.errors import ExpectedError
@@ -138,7 +138,7 @@ def read_profile(folder: Path) -> Part:
         figures["utilisation"] = plots.utilisation(system, phases)
     if len(found.operators):
         facts["operators"] = measures.operators(found.operators)
-    return Part(profile.check_profile(found), facts, figures)
+    return Part(profile_rules.check_profile(found), facts, figures)
 
 
 def write(report: Report, figures: dict[str, Figure], target: Path) -> None:

@@ -15,16 +15,17 @@ sys.path.insert(0, str(ROOT / "tests" / "insight"))
 from profiled import sleep, train, train_in_two, write_profile
 
 from insight.findings import Status
-from insight.profile import PROFILER_RULES, check_profile, defaults, read
+from insight.profile import read
+from insight.profile_rules import PROFILER_RULES, check_profile, defaults
 from vision.errors import ExpectedError
 
 DOCS = ROOT / "docs" / "profiler_rules.md"
 HEAD = """# The profiler's rules
 
-What `insight/profile.py` finds in the profile of a training job, and a run of each that must fire
-it and one that comes near and must not. A *run* is a real training of a small network; a *record*
-is a profile with known figures, for what only a GPU can show. `tests/insight/test_profile_rules.py`
-makes the runs and this table.
+What `insight/profile_rules.py` finds in the profile of a training job, and a run of each that must
+fire it and one that comes near and must not. A *run* is a real training of a small network; a
+*record* is a profile with known figures, for what only a GPU can show.
+`tests/insight/test_profile_rules.py` makes the runs and this table.
 
 | Rule | Parameters | Must fire | Near miss |
 | --- | --- | --- | --- |

@@ -442,8 +442,8 @@ def results(folder: Path) -> dict[str, dict[str, Result]]:
 HEAD = """# The debugger's rules, proved
 
 What each rule computes, after which source, and where it differs from the rule of the same name in
-Amazon SageMaker Debugger is told in its docstring in [insight/rules.py](../insight/rules.py). Here
-is every rule on a training that has to fire it and on a near miss that must not, then what the
+Amazon SageMaker Debugger is told in its docstring in [insight/rules/](../insight/rules). Here is
+every rule on a training that has to fire it and on a near miss that must not, then what the
 training gains where the rule's advice is followed. All of them are tiny networks on scikit-learn's
 digits, recorded by smdebug's hook; `PYTHONPATH=. python tests/insight/trials.py` trains them and
 writes this page, and `tests/insight/test_rules.py` checks that it is what comes out.
