@@ -28,8 +28,9 @@ class Status(str, Enum):
 class Evidence:
     """One measured value behind a finding.
 
-    `name` is a tensor or a measurement, `step` the step of the phase it belongs to (None: of the
-    whole run), `said` a sentence with the numbers.
+    `name` is a tensor or a measurement, `step` the step of training it belongs to (of a
+    validation: how many were done before; None: of the whole run), `said` a sentence with the
+    numbers, from its capital letter to its full stop.
     """
 
     name: str

@@ -160,9 +160,9 @@ def LowGPUUtilization(
     for rank, part in _windows(samples, window):
         low, high = part["gpu_percent"].quantile([0.05, 0.95])
         if high < threshold_p95:
-            said = f"the GPU of process {rank} is used {high:.0f}% or less, 95% of the time"
+            said = f"The GPU of process {rank} is used {high:.0f}% or less, 95% of the time."
         elif low < threshold_p5:
-            said = f"the use of the GPU of process {rank} swings from {low:.0f}% to {high:.0f}%"
+            said = f"The use of the GPU of process {rank} swings from {low:.0f}% to {high:.0f}%."
         else:
             continue
         step = profile.step_at(part["timestamp"].iloc[0])
@@ -193,8 +193,8 @@ def CPUBottleneck(
     stuck = (table["gpu_percent"] < gpu_threshold) & (table["cpu_percent"] > cpu_threshold)
     share = stuck.mean()
     said = (
-        f"in {share:.0%} of {len(table)} samples the processors are over {cpu_threshold}% busy and "
-        f"the GPU under {gpu_threshold}%"
+        f"In {share:.0%} of {len(table)} samples the processors are over {cpu_threshold}% busy and "
+        f"the GPU under {gpu_threshold}%."
     )
     found = 100 * share > threshold
     return _finding(
@@ -236,8 +236,8 @@ def IOBottleneck(
                 "iowait_percent",
                 None,
                 float(100 * share),
-                f"in {share:.0%} of {len(table)} samples the processors wait for the disk over "
-                f"{io_threshold}% of the time",
+                f"In {share:.0%} of {len(table)} samples the processors wait for the disk over "
+                f"{io_threshold}% of the time.",
             )
         ],
         profile.step_at(table["timestamp"][stuck].min()) if found else None,
@@ -275,9 +275,9 @@ def BatchSize(
         high = part[list(limits)].quantile(0.95)
         if (high < pd.Series(limits)).all():
             said = (
-                f"process {rank}, 95% of the time: CPU up to {high['cpu_percent']:.0f}%, GPU "
+                f"Process {rank}, 95% of the time: CPU up to {high['cpu_percent']:.0f}%, GPU "
                 f"up to {high['gpu_percent']:.0f}%, its memory up to "
-                f"{high['gpu_memory_percent']:.0f}%"
+                f"{high['gpu_memory_percent']:.0f}%."
             )
             step = profile.step_at(part["timestamp"].iloc[0])
             evidence.append(Evidence("gpu_percent", step, float(high["gpu_percent"]), said))
@@ -306,27 +306,30 @@ def _overhead(profile: Profile, threshold: float) -> Finding:
     share = fixed / total
     wanted = threshold / 100
     factor = max(share * (1 - wanted) / (wanted * (1 - share)), 1)
-    # The epoch has no more pictures than that.
-    one = steps[steps["epoch"] == steps["epoch"].min()]
-    larger = min(size * 2 ** math.ceil(math.log2(factor)), int(max(one["pictures"].sum(), size)))
+    # An epoch has no more pictures than that.
+    pictures = int(profile.steps.groupby("epoch")["pictures"].sum().max())
+    larger = min(size * 2 ** math.ceil(math.log2(factor)), max(pictures, size))
     factor = larger / size
     gain = factor / (share + (1 - share) * factor)
+    saved = 1 - 1 / gain
     parts = f"the optimizer takes {1000 * usual['optimizer']:.1f} ms"
     if calls:
         parts += f", {calls:.0f} calls of operators at least {1000 * calls * cost:.1f} ms"
     said = (
-        f"of {1000 * total:.1f} ms of computing in a step of {steps['pictures'].median():.0f} "
-        f"pictures, {share:.0%} does not depend on the pictures: {parts}"
+        f"Of {1000 * total:.1f} ms of computing in a step of {steps['pictures'].median():.0f} "
+        f"pictures, {share:.0%} does not depend on the pictures: {parts}."
     )
-    found = share > wanted
+    found = share > wanted and saved >= 0.01
     return _finding(
         found,
         len(steps),
         "Much of a step is the same however many pictures it has."
         if found
+        else "No larger batch that an epoch fills would save 1% of the computing."
+        if share > wanted
         else "Most of a step is work on its pictures.",
         f"Set --batch-size {larger} instead of {size}, and raise --lr along: the same pictures "
-        f"then take about {1 - 1 / gain:.0%} less computing (about {_times(gain)}).",
+        f"then take about {saved:.0%} less computing (about {_times(gain)}).",
         [Evidence("overhead_percent", None, float(100 * share), said)],
         int(steps["step"].min()),
     )
@@ -342,8 +345,8 @@ def MaxInitializationTime(profile: Profile, *, threshold=20) -> Finding:
         if facts["first_step"] is None and minutes <= threshold:
             raise NotChecked("No step was taken.")
         slowest = max(slowest, minutes)
-        what = "first step after" if facts["first_step"] else "no step in"
-        said = f"process {rank}: {what} {minutes * 60:.1f} s"
+        what = "took its first step after" if facts["first_step"] else "took no step in"
+        said = f"Process {rank} {what} {minutes * 60:.1f} s."
         evidence.append(Evidence("initialization", None, minutes * 60, said))
     total = max(facts["finished"] - facts["started"] for facts in profile.facts.values())
     gain = total / max(total - slowest * 60, 0.01 * total, 1e-9)
@@ -381,8 +384,8 @@ def StepOutlier(profile: Profile, *, stddev=5, mode=None, n_outliers=10) -> Find
         for row in outliers.sort_values("seconds", ascending=False).itertuples():
             part = max((*PARTS, "rest"), key=_excess(row, usual))
             said = (
-                f"step {row.step} of process {rank} took {1000 * row.seconds:.0f} ms, usual are "
-                f"{1000 * usual['seconds']:.0f}; most of the difference is in {part}"
+                f"Step {row.step} of process {rank} took {1000 * row.seconds:.0f} ms, usual are "
+                f"{1000 * usual['seconds']:.0f}; most of the difference is in {part}."
             )
             evidence.append(Evidence(part, int(row.step), float(row.seconds), said))
     total = steps["seconds"].sum()
@@ -435,18 +438,18 @@ def LoadBalancing(profile: Profile, *, threshold=0.5, patience=10) -> Finding:
     by_rank = steps.groupby("rank")[["pictures", "data", "seconds"]].mean()
     by_rank[use] = samples[training].groupby("rank")[use].mean()
     evidence, gains = [], []
-    for load, unit in (("pictures", "pictures a step"), (use, "% of the machine on average")):
+    for load, what in (("pictures", "Pictures a step"), (use, "Average use in percent")):
         values = by_rank[load].dropna()
         if len(values) > 1 and values.min() < (1 - threshold) * values.max():
             gains.append(values.max() / values.mean())
-            said = ", ".join(f"process {rank}: {value:.1f}" for rank, value in values.items())
-            evidence.append(Evidence(load, None, float(values.max()), f"{said} {unit}"))
+            said = ", ".join(f"{value:.1f} in process {rank}" for rank, value in values.items())
+            evidence.append(Evidence(load, None, float(values.max()), f"{what}: {said}."))
     gap = by_rank["data"].max() - by_rank["data"].min()
     length = by_rank["seconds"].mean()
     if gap > threshold * length:
         gains.append(length / max(length - gap, 0.01 * length))
         worst = by_rank["data"].idxmax()
-        said = f"process {worst} waits {1000 * gap:.0f} ms a step longer for its data than another"
+        said = f"Process {worst} waits {1000 * gap:.0f} ms a step longer for its data than another."
         evidence.append(Evidence("data", None, float(gap), said))
     return _finding(
         bool(evidence),
@@ -472,26 +475,25 @@ def OverallSystemUsage(profile: Profile) -> Finding:
     for host, rank in hosts.items():
         table = profile.system[profile.system["rank"] == rank]
         checked += len(table)
+        where = f" on {host}" if host else ""
         for column, what in (
-            ("cpu_percent", "processors"),
-            ("memory_percent", "memory"),
-            ("iowait_percent", "waiting for the disk"),
+            ("cpu_percent", "Processors"),
+            ("memory_percent", "Memory"),
+            ("iowait_percent", "Waiting for the disk"),
             ("gpu_percent", "GPU"),
-            ("gpu_memory_percent", "memory of the GPU"),
+            ("gpu_memory_percent", "Memory of the GPU"),
         ):
             values = table[column].dropna()
             if len(values):
                 said = (
-                    f"{what}: {values.mean():.0f}% on average, "
+                    f"{what}{where}: {values.mean():.0f}% on average, "
                     f"{values.quantile(0.5):.0f}, {values.quantile(0.95):.0f} and "
-                    f"{values.quantile(0.99):.0f}% at the 50th, 95th and 99th percentile"
+                    f"{values.quantile(0.99):.0f}% at the 50th, 95th and 99th percentile."
                 )
-                said = f"{host}, {said}" if host else said
                 evidence.append(Evidence(column, None, float(values.mean()), said))
     if not evidence:
         raise NotChecked("There is no sample of the machine: the run was too short.")
-    first = evidence[0].said
-    return _finding(False, checked, f"{first[0].upper()}{first[1:]}.", evidence=evidence)
+    return _finding(False, checked, evidence[0].said, evidence=evidence)
 
 
 @_rule
@@ -512,13 +514,13 @@ def Dataloader(
             "data",
             None,
             float(100 * waiting),
-            f"{waiting:.0%} of the time of the steps is waiting for data",
+            f"The steps spend {waiting:.0%} of their time waiting for data.",
         ),
         Evidence(
             "workers",
             None,
             workers,
-            f"{workers} loader workers for {cores:g} cores of each process",
+            f"Each process has {workers} loader workers and {cores:g} cores.",
         ),
     ]
     waits = 100 * waiting > wait_threshold
@@ -540,23 +542,27 @@ def Dataloader(
 def _advice(profile: Profile, waiting: float, waits: bool, few: bool) -> str:
     processes = _processes_of_a_host(profile)
     cores = max(math.floor(profile.main["cores"] / processes), 1)
+    workers = profile.main["workers"]
     if not waits:
-        return f"Set --workers {cores}: more of them only take turns on the cores."
+        fewer = min(cores, workers - 1)
+        return f"Set --workers {fewer}: more of them only take turns on the cores."
     gain = 1 / max(1 - waiting, 0.01)
     # What the training itself uses: on a machine of its own that is all.
     busy = profile.system["process_cpu_percent"].mean() * processes
     idle = not busy >= 90
-    if few and idle:
+    if few and idle and cores > workers:
         # Without a GPU the computing needs the cores, too.
         if not profile.main["gpu"] and busy > 1:
             gain = min(gain, 100 / busy)
         return f"Set --workers {cores}: the steps get at most {_times(gain)}."
     if idle:
+        other = "scale them down beforehand to a smaller --image-size, or use faster storage"
+        if 2 * cores > workers:
+            other = f"try --workers {2 * cores}"
         return (
             "The workers leave cores idle: one of them is slow, for which all wait since batches "
             "are taken in order, or they wait for the disk. Give the pictures as RecordIO or .tar "
-            f"files, or try --workers {2 * cores}; without the wait the steps are at most "
-            f"{_times(gain)}."
+            f"files, or {other}; without the wait the steps are at most {_times(gain)}."
         )
     return (
         "More --workers would only take turns on cores that are busy: give them less to do for "

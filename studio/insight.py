@@ -112,8 +112,7 @@ class Findings(dict):
 def _anomaly(finding):
     step = finding["first_step"]
     since = "" if step is None else f", from step {step:,}"
-    said = finding["evidence"][0]["said"].rstrip(".") + "." if finding["evidence"] else ""
-    said = f" {said[:1].upper()}{said[1:]}"
+    said = f" {finding['evidence'][0]['said']}" if finding["evidence"] else ""
     return f"- **{finding['rule']}**{since}: {finding['meaning']}{said} *Try:* {finding['advice']}"
 
 

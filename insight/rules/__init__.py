@@ -47,8 +47,9 @@ def check(
 ) -> list[Finding]:
     """Run rules (all of them, or those named) over a folder, an s3:// URI or an open trial.
 
-    `parameters` are by rule: check(folder, Overfit={"patience": 2}). Raises ExpectedError where
-    there are no tensors, and for a rule or a parameter that does not exist.
+    `parameters` are by rule: check(folder, Overfit={"patience": 2}). Any of them may be text, in
+    which a comma separates names or patterns unless it stands within {}, [] or (). Raises
+    ExpectedError where there are no tensors, and for a rule or parameter that does not exist.
     """
     names = chosen_rules(RULES, rules, parameters)
     if not isinstance(trial, Trial):

@@ -1,5 +1,7 @@
 """What the debugger's rules have in common: parameters, evidence, and how a trial is read."""
 
+import itertools
+import re
 from collections import Counter, deque
 from typing import ClassVar
 
@@ -65,13 +67,19 @@ class DebuggerRule(Rule):
             result.first_step = min(each.step for each in found)
             result.evidence = found[:MOST_EVIDENCE]
             more = len(found) - MOST_EVIDENCE
-            others = f" So do {more} more tensors." if more > 0 else ""
+            others = f" The same holds for {more} more." if more > 0 else ""
             result.meaning, result.advice = self.MEANING + others, self.ADVICE
         return result
 
     def _note(self, name: str, step: int, value: float, said: str) -> None:
-        """Keep the first violation of a tensor, at a global step."""
+        """Keep the first violation of a tensor, at a global step.
+
+        The evidence has the step of training; that of a validation is the number of those before.
+        """
         at = self.tensors.phase_step(step)
+        if self.tensors.validates(step):
+            # The global step counts both phases.
+            at = step - at
         self.evidence.setdefault(name, Evidence(name, at, value, said))
 
     def _persists(self, name: str, odd: bool) -> bool:
@@ -84,6 +92,12 @@ class DebuggerRule(Rule):
         recent = self._recent.setdefault(name, deque(maxlen=count))
         recent.append(value)
         return recent if len(recent) == count else None
+
+    def _evaluation_ends(self) -> set[int]:
+        """Return the last global step of each evaluation: EVAL steps that follow each other."""
+        steps = self.tensors.trial.steps()
+        follows = itertools.zip_longest(steps, steps[1:])
+        return {a for a, b in follows if b is None or b > a + 1 or not self.tensors.validates(b)}
 
     def _learns_still(self, step: int) -> bool:
         losses = self.tensors.losses(step)
@@ -132,9 +146,24 @@ def _read(rule: str, name: str, default: object, value: object) -> object:
         if isinstance(default, bool):
             return {"true": True, "false": False}[value.lower()]
         if name.endswith(("regex", "names")):
-            return value.split(",")
+            return _split(value)
         if name == "mode":
             return value
         return float(value) if isinstance(default, float) else int(value)
     except (KeyError, ValueError) as error:
         raise ExpectedError(f"{rule}: {value!r} is no value for {name}") from error
+
+
+def _split(text: str) -> list[str]:
+    """Split at the commas outside braces, brackets and parentheses, as in a{1,2},b[,c].
+
+    What is escaped with a backslash opens and closes none of them.
+    """
+    parts, depth = [""], 0
+    for piece in re.findall(r"\\.|\[(?:\\.|[^]\\])*]|.", text, re.DOTALL):
+        depth += (piece in "{(") - (piece in "})")
+        if piece == "," and depth <= 0:
+            parts.append("")
+        else:
+            parts[-1] += piece
+    return parts

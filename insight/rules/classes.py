@@ -1,5 +1,6 @@
 """The debugger's rule on the classes: how often each is seen, and how well it is answered."""
 
+import dataclasses
 import math
 from collections import deque
 from typing import ClassVar
@@ -23,7 +24,8 @@ class ClassImbalance(DebuggerRule):
     balanced, as is a sampler. That weight is the saved loss of a picture over
     logsumexp(z) - z[label], its cross-entropy, in the median over those of a class that are far
     from right. Mispredictions are those of the last validation, or of the last `samples` pictures
-    of training, for classes with less than half the pictures of the largest.
+    of training where there was none yet, for classes that count less than half as much as the
+    largest and have five pictures or more there.
     """
 
     DEFAULTS: ClassVar = {
@@ -50,9 +52,11 @@ class ClassImbalance(DebuggerRule):
         super().__init__(base_trial, action_str, **parameters)
         self._labels: list[np.ndarray] = []
         self._weights: list[np.ndarray] = []
-        self._train_answers: deque = deque()
-        self._valid_answers: list[tuple[np.ndarray, np.ndarray]] = []
+        # Pairs of label and answer.
+        self._train_answers: deque = deque(maxlen=int(self.parameters["samples"]))
+        self._valid_answers: list[tuple] = []
         self._last_valid = -1
+        self._ends = self._evaluation_ends()
 
     def invoke_at_step(self, step: int) -> bool:
         labels = self.tensors.first(self.parameters["labels_regex"], step)
@@ -68,27 +72,31 @@ class ClassImbalance(DebuggerRule):
         if trains:
             self._labels.append(labels)
             self._weights.append(self._weigh(step, labels, logits))
+        elif step not in self._ends:
+            return bool(self.evidence)
         counts = self._counts(logits)
         if counts is None:
             return bool(self.evidence)
         self.checked += trains
-        self.evidence.clear()
+        before, self.evidence = self.evidence, {}
         self._check_counts(step, counts)
         self._check_answers(step, counts)
+        for name in before.keys() & self.evidence.keys():
+            # What still holds has held since then.
+            since = before[name].step
+            self.evidence[name] = dataclasses.replace(self.evidence[name], step=since)
         return bool(self.evidence)
 
     def _keep_answers(self, step: int, labels: np.ndarray, logits: np.ndarray) -> None:
         """Keep the answers of the last validation, and of the last pictures of training."""
         answers = logits.argmax(1) if self.parameters["argmax"] and logits.ndim == 2 else logits
-        found = labels, answers.reshape(-1)
+        found = zip(labels, answers.reshape(-1), strict=True)
         if self.tensors.trains(step):
-            self._train_answers.append(found)
-            while sum(len(each) for each, _ in self._train_answers) > self.parameters["samples"]:
-                self._train_answers.popleft()
+            self._train_answers.extend(found)
         else:
             if step > self._last_valid + 1:
                 self._valid_answers.clear()
-            self._valid_answers.append(found)
+            self._valid_answers.extend(found)
             self._last_valid = step
 
     def _weigh(self, step: int, labels: np.ndarray, logits: np.ndarray | None) -> np.ndarray:
@@ -127,15 +135,15 @@ class ClassImbalance(DebuggerRule):
                 "labels",
                 step,
                 float(ratio),
-                f"class {large} counts {counts[large]:.0f} and class {small} {counts[small]:.0f} "
-                f"in the loss of the saved steps, a ratio of {ratio:.3g}",
+                f"Class {large} counts {counts[large]:.0f} and class {small} {counts[small]:.0f} "
+                f"in the loss of the saved steps, a ratio of {ratio:.3g}.",
             )
 
     def _check_answers(self, step: int, counts: np.ndarray) -> None:
         kept = self._valid_answers or self._train_answers
         if not kept:
             return
-        labels, answers = map(np.concatenate, zip(*kept))
+        labels, answers = np.array(kept).T
         for number in np.flatnonzero(counts < counts.max() / 2):
             mine = labels == number
             if mine.sum() < 5:
@@ -146,6 +154,6 @@ class ClassImbalance(DebuggerRule):
                     f"class {number}",
                     step,
                     wrong,
-                    f"{wrong:.0%} of the {mine.sum()} pictures of the rare class {number} are "
-                    "answered wrong",
+                    f"Of the {mine.sum()} pictures of the rare class {number}, {wrong:.0%} are "
+                    "answered wrong.",
                 )

@@ -1,6 +1,5 @@
 """The debugger's rules on the losses of training and validation."""
 
-import itertools
 import math
 from collections import deque
 from typing import ClassVar
@@ -40,7 +39,10 @@ class LossNotDecreasing(DebuggerRule):
         "mode": "TRAIN",
     }
     NEEDS = f"losses of {2 * WINDOW} or more steps of training"
-    QUIET = "The loss fell, and stayed down."
+    QUIET = (
+        "The loss fell by {diff_percent:g}% or more, or was low from the start, and no rise since "
+        "is beyond {increase_threshold_percent:g}% and chance."
+    )
     MEANING = (
         "The steps of the optimiser do not lead downhill: they are too large, too small, or what "
         "they follow has nothing to do with the labels."
@@ -111,8 +113,8 @@ class LossNotDecreasing(DebuggerRule):
             return None
         random = f"; answering at random gives {self._chance:.3g}" if self._chance else ""
         return (
-            f"the loss of {WINDOW} saved steps averaged {now:.3g}, against {first:.3g} for the "
-            f"first ones{random}"
+            f"The loss of {WINDOW} saved steps averaged {now:.3g}, against {first:.3g} for the "
+            f"first ones{random}."
         )
 
     def _risen(self) -> str | None:
@@ -125,8 +127,8 @@ class LossNotDecreasing(DebuggerRule):
         if now - lowest <= max(percent / 100 * max(lowest, first), 3 * error):
             return None
         return (
-            f"the loss of {WINDOW} saved steps averaged {now:.3g}, after {lowest:.3g} around step "
-            f"{self.tensors.phase_step(self._steps[best])}"
+            f"The loss of {WINDOW} saved steps averaged {now:.3g}, after {lowest:.3g} around step "
+            f"{self.tensors.phase_step(self._steps[best])}."
         )
 
 
@@ -143,11 +145,7 @@ class _Evaluations(DebuggerRule):
         super().__init__(base_trial, action_str, **parameters)
         self._train: list[np.ndarray] = []
         self._valid: list[np.ndarray] = []
-        steps = base_trial.steps()
-        follows = itertools.zip_longest(steps, steps[1:])
-        self._ends = {
-            a for a, b in follows if b is None or b > a + 1 or not self.tensors.validates(b)
-        }
+        self._ends = self._evaluation_ends()
         self._train_step: int | None = None
         self._train_loss: float | None = None
         self._unlearnt: float | None = None
@@ -195,7 +193,10 @@ class Overfit(_Evaluations):
         "patience": 1,
         "ratio_threshold": 0.1,
     }
-    QUIET = "Pictures that the training did not see are answered about as well as those it saw."
+    QUIET = (
+        "From step {start_step} on, the validation loss did not stay above the training loss by "
+        "{ratio_threshold:g} times that and {ratio_threshold:g} times the loss of knowing nothing."
+    )
     MEANING = (
         "The network knows the training pictures by heart, beyond what holds for others: more "
         "training makes the answers to new pictures worse or at least no better."
@@ -226,9 +227,9 @@ class Overfit(_Evaluations):
             "loss",
             self._since[0],
             gap,
-            f"at the last of {self.checked} evaluations the validation loss was {valid:.3g} and "
+            f"At the last of {self.checked} evaluations the validation loss was {valid:.3g} and "
             f"the training loss {train:.3g}; the gap has been this wide since step "
-            f"{self.tensors.phase_step(self._since[0])}",
+            f"{self.tensors.phase_step(self._since[0])}.",
         )
         return True
 
@@ -244,7 +245,10 @@ class Overtraining(_Evaluations):
     """
 
     DEFAULTS: ClassVar = {"patience_train": 5, "patience_validation": 10, "delta": 0.01}
-    QUIET = "The validation loss was not left to rise."
+    QUIET = (
+        "The validation loss did not end {delta:g} above an optimum {patience_validation} "
+        "evaluations back, or {patience_train} back without a gain in the training loss either."
+    )
     MEANING = (
         "The epochs since the best one made the model worse on pictures it did not see. The model "
         "that is saved is that of the best validation accuracy, so what is lost is mainly time."
@@ -281,7 +285,7 @@ class Overtraining(_Evaluations):
             "loss",
             self._best_step,
             valid - self._best["validation"],
-            f"the validation loss was {self._best['validation']:.3g} around step {at} and is "
-            f"{valid:.3g} {since} evaluations later, with none better in between",
+            f"The validation loss was {self._best['validation']:.3g} around step {at} and is "
+            f"{valid:.3g} {since} evaluations later, with none better in between.",
         )
         return True

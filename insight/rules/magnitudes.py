@@ -4,6 +4,7 @@ import math
 from typing import ClassVar
 
 import numpy as np
+from smdebug.trials.trial import Trial
 
 from insight.rules.base import PERSISTENCE, DebuggerRule
 from insight.tensors import ACTIVITY
@@ -48,8 +49,8 @@ class VanishingGradient(DebuggerRule):
                     name,
                     step,
                     size,
-                    f"the mean size of {name} was {size:.2g} at step "
-                    f"{self.tensors.phase_step(step)}, below {threshold:g}",
+                    f"The mean size of {name} was {size:.2g} at step "
+                    f"{self.tensors.phase_step(step)}, below {threshold:g}.",
                 )
         return held
 
@@ -65,7 +66,7 @@ class ExplodingTensor(DebuggerRule):
 
     DEFAULTS: ClassVar = {"collection_names": None, "tensor_regex": None, "only_nan": False}
     NEEDS = "tensors"
-    QUIET = "Every value that was saved is a finite number."
+    QUIET = "No value that was checked is NaN or infinite."
     MEANING = (
         "Values grew until float32 could not hold them. From there on every weight they touch "
         "becomes NaN, and the training learns nothing more."
@@ -75,6 +76,11 @@ class ExplodingTensor(DebuggerRule):
         "rate rise over more of the training (--warmup 0.25). With --precision float16, try "
         "bfloat16, which has float32's range."
     )
+
+    def __init__(self, base_trial: Trial, action_str: str = "", **parameters):
+        super().__init__(base_trial, action_str, **parameters)
+        if self.parameters["only_nan"]:
+            self.QUIET = "No value that was checked is NaN."
 
     def invoke_at_step(self, step: int) -> bool:
         odd = np.isnan if self.parameters["only_nan"] else lambda x: not np.isfinite(x)
@@ -91,8 +97,8 @@ class ExplodingTensor(DebuggerRule):
                 name,
                 step,
                 size,
-                f"{name} has a value that is {'NaN' if math.isnan(size) else 'infinite'} at step "
-                f"{self.tensors.phase_step(step)}{phase}",
+                f"A value of {name} is {'NaN' if math.isnan(size) else 'infinite'} at step "
+                f"{self.tensors.phase_step(step)}{phase}.",
             )
         return held
 
@@ -115,7 +121,10 @@ class AllZero(DebuggerRule):
 
     DEFAULTS: ClassVar = {"collection_names": None, "tensor_regex": None, "threshold": 100.0}
     NEEDS = "weights, gradients or outputs of ReLUs"
-    QUIET = "No weight, gradient or ReLU output was zero for three saved steps in a row."
+    QUIET = (
+        "No tensor that was checked had {threshold:g}% zeros or more at three saved steps in a "
+        "row while there was a loss."
+    )
     MEANING = (
         "A layer whose values are all zero passes nothing on, neither forwards nor backwards, and "
         "nothing brings it back."
@@ -140,8 +149,8 @@ class AllZero(DebuggerRule):
                     name,
                     step,
                     share,
-                    f"{share:.0f}% of the values of {name} were zero up to step "
-                    f"{self.tensors.phase_step(step)}, for {PERSISTENCE} saved steps",
+                    f"In {name}, {share:.0f}% of the values were zero up to step "
+                    f"{self.tensors.phase_step(step)}, for {PERSISTENCE} saved steps.",
                 )
         return held
 
@@ -172,7 +181,10 @@ class DeadRelu(DebuggerRule):
         "threshold_layer": 50.0,
     }
     NEEDS = "outputs of ReLUs"
-    QUIET = "In every ReLU layer at least half of the units react to some picture."
+    QUIET = (
+        "In no ReLU layer more than {threshold_layer:g}% of the units ended with less than "
+        "{threshold_inactivity:g}% of their outputs above zero."
+    )
     MEANING = (
         "These units give zero for practically every picture. A ReLU that gives zero has no "
         "gradient either, so they hardly come back and the network is smaller than it looks."
@@ -204,9 +216,9 @@ class DeadRelu(DebuggerRule):
                     name,
                     step,
                     percent,
-                    f"{dead.sum()} of the {dead.size} units of {name} ({percent:.0f}%) were "
+                    f"In {name}, {dead.sum()} of {dead.size} units ({percent:.0f}%) were "
                     f"active for less than {inactivity:g}% of their inputs up to step "
-                    f"{self.tensors.phase_step(step)}",
+                    f"{self.tensors.phase_step(step)}.",
                 )
         return held
 

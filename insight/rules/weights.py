@@ -24,7 +24,7 @@ class PoorWeightInitialization(DebuggerRule):
     saved values (of the first `steps`) is not 1% below the mean of its first ones, or it began
     above twice ln(classes), the loss of a network that knows nothing. Where only mean and
     standard deviation of a gradient were saved, its percentiles are those of a normal
-    distribution.
+    distribution; a gradient of a single value has no spread.
     """
 
     DEFAULTS: ClassVar = {
@@ -35,7 +35,10 @@ class PoorWeightInitialization(DebuggerRule):
         "steps": 10,
     }
     NEEDS = "losses of enough training steps together with inputs of ReLUs or gradients"
-    QUIET = "The first {steps} saved steps show a loss that falls, or one scale in all layers."
+    QUIET = (
+        "In the first {steps} saved steps the loss falls, or no variances are more than "
+        "{threshold:g} times apart and no gradient lies within {distribution_range:g}."
+    )
     MEANING = (
         "The weights were too small or too large at the start: the signal fades or grows from "
         "layer to layer, and the first steps are lost on repairing that, if they can."
@@ -91,16 +94,16 @@ class PoorWeightInitialization(DebuggerRule):
             ratio = variances[high] / max(variances[low], 1e-30)
             if not ratio <= self.parameters["threshold"]:
                 said = (
-                    f"the inputs of {high} have a variance of {variances[high]:.3g} and those of "
-                    f"{low} one of {variances[low]:.3g}, {ratio:.3g} times less"
+                    f"The inputs of {high} have a variance of {variances[high]:.3g} and those of "
+                    f"{low} one of {variances[low]:.3g}, {ratio:.3g} times less."
                 )
                 self._symptoms.append((low, ratio, said))
         if spreads:
             name = min(spreads, key=spreads.get)
             if spreads[name] < self.parameters["distribution_range"]:
                 said = (
-                    f"90% of the values of {name} lie within {spreads[name]:.2g} at the start, "
-                    f"less than {self.parameters['distribution_range']:g}"
+                    f"In {name}, 90% of the values lie within {spreads[name]:.2g} at the start, "
+                    f"less than {self.parameters['distribution_range']:g}."
                 )
                 self._symptoms.append((name, spreads[name], said))
 
@@ -114,11 +117,16 @@ class PoorWeightInitialization(DebuggerRule):
         found = {}
         for name in self._chosen(step, "gradients"):
             values = self.tensors.values(name, step)
-            if values is not None:
-                found[name] = float(np.subtract(*np.percentile(values, (95, 5))))
-            else:
+            if values is None:
                 deviation = self.tensors.reduction(name, step, "std")
-                found[name] = self.SPREAD_OF_NORMAL * (deviation or 0.0)
+                spread = None if deviation is None else self.SPREAD_OF_NORMAL * deviation
+            elif values.size > 1:
+                spread = float(np.subtract(*np.percentile(values, (95, 5))))
+            else:
+                spread = None
+            # PyTorch's standard deviation of one value is NaN.
+            if spread is not None and not math.isnan(spread):
+                found[name] = spread
         return found
 
     def _complaint(self, patience: int) -> str | None:
@@ -126,16 +134,16 @@ class PoorWeightInitialization(DebuggerRule):
         first = self._means[0]
         if self._expected and not first <= 2 * self._expected:
             return (
-                f"the loss began at {first:.3g}; a network that knows nothing has "
-                f"{self._expected:.3g}"
+                f"The loss began at {first:.3g}; a network that knows nothing has "
+                f"{self._expected:.3g}."
             )
         before = np.mean(self._means[: len(self._means) - patience][:patience])
         after = np.mean(self._means[-patience:])
         if after < 0.99 * before:
             return None
         return (
-            f"the loss averaged {before:.4g} at the beginning of the first {len(self._means)} "
-            f"saved steps and {after:.4g} at their end"
+            f"The loss averaged {before:.4g} at the beginning of the first {len(self._means)} "
+            f"saved steps and {after:.4g} at their end."
         )
 
 
@@ -157,7 +165,10 @@ class WeightUpdateRatio(DebuggerRule):
         "epsilon": 1e-9,
     }
     NEEDS = "weights at two steps"
-    QUIET = "The weights moved from step to step, none by more than {large_threshold:g} of itself."
+    QUIET = (
+        "Between the steps compared no weight changed by more than {large_threshold:g} of its "
+        "size, and none stayed below {small_threshold:g} while the learning rate would move it."
+    )
     MEANING = (
         "A step that changes a weight by many times its size throws away what was learnt; one "
         "below the precision of float32 changes nothing at all."
@@ -197,7 +208,7 @@ class WeightUpdateRatio(DebuggerRule):
             if self._persists(name, small) or ratio > self.parameters["large_threshold"]:
                 held = True
                 a, b = map(self.tensors.phase_step, (before, step))
-                said = f"from step {a} to {b} {name} changed by {ratio:.3g} of its size"
+                said = f"From step {a} to {b}, {name} changed by {ratio:.3g} of its size."
                 self._note(name, step, ratio, said)
         self.checked += compared
         return held
@@ -229,7 +240,10 @@ class UnchangedTensor(DebuggerRule):
         "equal_nan": False,
     }
     NEEDS = "weights at enough steps (`num_steps`)"
-    QUIET = "Every weight that has a gradient changed in the course of training."
+    QUIET = (
+        "No tensor that was checked stands still over {num_steps} saved steps while the learning "
+        "rate would move it."
+    )
     MEANING = (
         "These tensors do not take part in the training although they have gradients: the "
         "optimiser does not know them, or its steps are too small to change a float32."
@@ -260,7 +274,7 @@ class UnchangedTensor(DebuggerRule):
                     name,
                     recent[0][0],
                     0.0,
-                    f"{name} is the same at {count} saved steps from {first} to {last}",
+                    f"At {count} saved steps from {first} to {last}, {name} is the same.",
                 )
         self.checked += compared
         return held

@@ -4,6 +4,7 @@ WRITE_DOCS=1 writes the table in docs/profiler_rules.md; otherwise it is compare
 """
 
 import os
+import re
 import sys
 import time
 
@@ -168,6 +169,13 @@ def test_it_fires_where_it_must_and_not_where_it_comes_near(case, tmp_path):
     assert "--" in fired.advice
     assert "times as fast" in fired.advice
     assert quiet.advice == ""
+    _check_sentences(findings)
+
+
+def _check_sentences(findings):
+    said = [each.said for finding in findings for each in finding.evidence]
+    assert said
+    assert all(re.fullmatch(r"[A-Z].*\d.*\.", each) for each in said), said
 
 
 def test_the_table_of_the_docs_is_that_of_the_tests():
@@ -197,6 +205,7 @@ def test_the_gain_is_what_the_measured_wait_allows(tmp_path):
     for workers, busy, words in (
         (1, 50, "Set --workers 8"),
         (8, 50, "or try --workers 16"),
+        (16, 50, "a smaller --image-size, or use faster storage"),
         (1, 95, "--image-size"),
     ):
         folder = write_profile(
@@ -208,6 +217,8 @@ def test_the_gain_is_what_the_measured_wait_allows(tmp_path):
         (finding,) = check_profile(read(folder), ["Dataloader"])
         assert words in finding.advice
         assert "1.7 times as fast" in finding.advice
+        advised = re.findall(r"--workers (\d+)", finding.advice)
+        assert all(int(each) > workers for each in advised)
     (finding,) = check_profile(read(folder), ["Dataloader"], Dataloader={"wait_threshold": 41})
     assert finding.status is Status.NO_ISSUES
 
@@ -221,6 +232,14 @@ def test_the_batch_size_it_names_brings_the_share_below_the_threshold(tmp_path):
     assert finding.evidence[0].value == pytest.approx(100 * 0.02 / 0.09)
     assert "--batch-size 128 instead of 32" in finding.advice
     assert "1.2 times as fast" in finding.advice
+    # Where an epoch has as many pictures as the batch, or one more, nothing is to be gained.
+    for more in (0, 1):
+        short = [{**each, "epoch": i // 2, "pictures": 16} for i, each in enumerate(steps)]
+        short[-1]["pictures"] += more
+        profile = read(write_profile(tmp_path / str(more), (), short, facts))
+        (finding,) = check_profile(profile, ["BatchSize"])
+        assert finding.status is Status.NO_ISSUES
+        assert finding.meaning.startswith("No larger batch")
 
 
 def test_a_file_cut_short_is_read_up_to_its_last_whole_line(tmp_path):
@@ -233,6 +252,7 @@ def test_a_file_cut_short_is_read_up_to_its_last_whole_line(tmp_path):
     assert (len(profile.steps), len(profile.system)) == (19, 19)
     assert not profile.main["complete"]
     assert profile.main["finished"] == 1_800_000_000 + 19
+    _check_sentences(check_profile(profile))
     for name in ("steps-0.csv", "system-0.csv", "phases-0.csv"):
         (folder / name).unlink()
     statuses = {finding.rule: finding.status for finding in check_profile(read(folder))}

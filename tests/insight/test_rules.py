@@ -8,11 +8,12 @@ import boto3
 import pytest
 import torch
 from moto.server import ThreadedMotoServer
+from smdebug.core.reduction_config import ReductionConfig
 from smdebug.core.save_config import SaveConfig
 from smdebug.pytorch import Hook
 from smdebug.rules.rule_invoker import invoke_rule
 from torch import nn
-from trials import DOCS, digits, document, layers, record, results
+from trials import ADAM, DOCS, SGD, WHOLE, WIDE, digits, document, layers, record, results
 
 from insight.findings import Evidence, Finding, Status
 from insight.rules import RULES, VanishingGradient, check
@@ -92,7 +93,7 @@ def test_rule_fires_where_it_must(found, rule):
     assert finding.meaning
     assert "--" in finding.advice
     for each in finding.evidence:
-        assert re.search(r"\d|NaN", each.said), each
+        assert re.fullmatch(r"[A-Z].*(\d|NaN).*\.", each.said), each
     if rule in CULPRITS:
         assert {each.name for each in finding.evidence} == CULPRITS[rule]
 
@@ -205,12 +206,62 @@ def test_parameters_come_as_values_or_as_the_service_s_text(found, folder):
     assert text.parameters == {"threshold": 1e-12}
     finding = check(trial, ["ExplodingTensor"], ExplodingTensor={"only_nan": "True"})[0]
     assert finding.parameters["only_nan"] is True
+    parts = ["a{1,2}", "b[,(]", "(c,(d,))", r"e\("]
+    several = {"ExplodingTensor": {"tensor_regex": ",".join(parts)}}
+    assert check(trial, [*several], **several)[0].parameters["tensor_regex"] == parts
     with pytest.raises(ExpectedError, match="has no parameter 'limit': it has threshold"):
         check(trial, VanishingGradient={"limit": 1})
     with pytest.raises(ExpectedError, match="'much' is no value for threshold"):
         check(trial, VanishingGradient={"threshold": "much"})
     with pytest.raises(ExpectedError, match="no rule 'Vanishing'"):
         check(trial, ["Vanishing"])
+
+
+def test_the_first_step_is_that_of_training_since_when_it_holds(found, tmp_path):
+    imbalance = found["ClassImbalance"]["broken"].finding
+    # 500 labels are seen after 8 batches of 64, and the first validation follows 30 of them.
+    assert {each.name: each.step for each in imbalance.evidence} == {"labels": 7, "class 8": 30}
+
+    class OnlyInTraining(nn.Module):
+        def forward(self, x):
+            return x if self.training else x / 0
+
+    network = nn.Sequential(WIDE(), OnlyInTraining())
+    SGD(tmp_path / "tensors", network, steps=12, validate_every=5)
+    (finding,) = check(tmp_path / "tensors", ["ExplodingTensor"])
+    assert finding.first_step == 5
+    assert finding.evidence[0].said.endswith("at step 0 of validation.")
+
+
+def test_batches_larger_than_the_samples_are_judged_as_well(tmp_path):
+    data = digits(rare=20)
+    ADAM(tmp_path / "tensors", WIDE(), data=data, lr=0.0, batch=600, steps=2, save="answers")
+    (finding,) = check(tmp_path / "tensors", ["ClassImbalance"])
+    assert any(each.name.startswith("class") for each in finding.evidence), finding
+
+
+@pytest.mark.parametrize(("saved", "status"), [("max", Status.NOT_CHECKED), ("std", Status.ISSUES)])
+def test_a_gradient_of_unknown_spread_is_left_out(tmp_path, saved, status):
+    """None is saved, or only that of a tensor of one value is unknown."""
+    X, y = digits(64)
+    network, criterion = layers(1, 1, 10), nn.CrossEntropyLoss()
+    hook = Hook(
+        str(tmp_path / "tensors"),
+        include_collections=["losses", "gradients"],
+        save_config=SaveConfig(save_interval=1),
+        reduction_config=ReductionConfig(reductions=[saved]),
+    )
+    hook.get_collection("losses").reduction_config = WHOLE
+    hook.register_module(network)
+    hook.register_loss(criterion)
+    for _ in range(10):
+        criterion(network(X[:, 2:3]), y).backward()
+    hook.close()
+    rule = {"PoorWeightInitialization": {"distribution_range": 100.0}}
+    (finding,) = check(tmp_path / "tensors", [*rule], **rule)
+    assert finding.status == status, finding
+    names = [each.name for each in finding.evidence]
+    assert names == (["gradient/Sequential_linear1.weight", "loss"] if names else [])
 
 
 def test_smdebug_s_own_invoker_runs_the_rules(found, folder):

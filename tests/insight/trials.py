@@ -458,7 +458,7 @@ def document(found: dict[str, dict[str, Result]]) -> str:
         _expect(broken, Status.ISSUES)
         _expect(near, Status.NO_ISSUES)
         said = broken.finding.evidence[0].said
-        proof.append((rule, broken.case.said, f"{said[0].upper()}{said[1:]}.", near.case.said))
+        proof.append((rule, broken.case.said, said, near.case.said))
     gains = [("Broken", "Rule that fires", "Mended", "Measured", "Before", "After")]
     for rule, kinds in found.items():
         mended = [kind for kind in kinds if kind not in ("broken", "near")]
