@@ -130,7 +130,7 @@ def bins(seed):
     put that off, and so do more of them.
     """
     words = ("--recipe", "photos-all", "--image-size", 224, "--augment", "shift,flip,vflip,color")
-    words += ("--epochs", 13, "--lr", 3e-4, "--mixup", 0.4, "--ema", 0.99, "--dropout", 0.3)
+    words += ("--epochs", 9, "--lr", 3e-4, "--mixup", 0.4, "--ema", 0.99, "--dropout", 0.3)
     words += ("--weight-decay", 0.05, "--patience", 0, "--max-seconds", 2400)
     return measured("bins", seed, *words, shares=(0.8, 0.05, 0.15))
 
