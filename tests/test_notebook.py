@@ -86,7 +86,8 @@ def test_its_outputs_hold_no_error_and_no_warning(committed):
 
 def test_it_names_no_path_and_no_host_of_the_machine_that_ran_it(committed):
     text = "\n".join(cell.source for cell in committed.cells) + all_text(committed)
-    lines = text.splitlines()
+    # Figures inside the report's page: any letters can come up in their base64.
+    lines = re.sub(r"base64,[\w+/=]+", "", text).splitlines()
     names = re.compile(rf"{MACHINE.pattern}|{REGISTRIES.pattern}|{re.escape(platform.node())}")
     assert [line for line in lines if names.search(line)] == []
 
