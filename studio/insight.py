@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 from IPython.display import HTML
 
-from studio.jobs import download, split_uri
+from studio.jobs import download, output_uri, split_uri
 
 # What smdebug logs about its settings is not for readers of a notebook.
 os.environ.setdefault("SMDEBUG_LOG_LEVEL", "error")
@@ -120,16 +120,6 @@ def wide(table):
     """A table with sentences in it, none of them cut short, for a notebook."""
     with pd.option_context("display.max_colwidth", None):
         return HTML(table.to_html())
-
-
-def load_findings(folder):
-    """What `report.py` or `make_report` wrote to a folder."""
-    return Findings(folder)
-
-
-def output_uri(job):
-    """Where a training job left its output: the s3:// folder that output.tar.gz is in."""
-    return f"{job['OutputDataConfig']['S3OutputPath'].rstrip('/')}/{job['TrainingJobName']}/output"
 
 
 def fetch_output(cloud, job, folder="build/training-output"):

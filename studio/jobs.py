@@ -252,10 +252,14 @@ def list_archive(cloud, uri):
             return [(member.name, member.size) for member in archive if member.isfile()]
 
 
+def output_uri(job):
+    """Where a training job left its output: the s3:// folder that output.tar.gz is in."""
+    return f"{job['OutputDataConfig']['S3OutputPath'].rstrip('/')}/{job['TrainingJobName']}/output"
+
+
 def history(cloud, job):
     """The table of epochs that a training job wrote."""
-    output = job["OutputDataConfig"]["S3OutputPath"].rstrip("/")
-    uri = f"{output}/{job['TrainingJobName']}/output/output.tar.gz"
+    uri = f"{output_uri(job)}/output.tar.gz"
     return pd.read_csv(io.BytesIO(read_from_archive(cloud, uri, "history.csv")))
 
 

@@ -18,7 +18,7 @@ from samples import link
 import report as entry_point
 from insight.findings import Finding
 from insight.tensors import Tensors, open_trial
-from studio.insight import load_findings, make_report
+from studio.insight import Findings, make_report
 from vision.cli import run
 
 SCHEMA = json.loads((job_output.ROOT / "docs/findings.schema.json").read_text())
@@ -343,7 +343,7 @@ def test_broken_input_is_told_in_one_sentence(tmp_path, capsys, fault):
 
 
 def test_the_notebook_reads_tables_pictures_and_words(made):
-    findings, facts = load_findings(made), read_findings(made)
+    findings, facts = Findings(made), read_findings(made)
     table = findings.table()
     assert len(table) == len(facts["findings"])
     assert list(table) == ["verdict", "first_step", "looked_at", "meaning"]
