@@ -98,7 +98,7 @@ def main(args: argparse.Namespace) -> None:
         Path(args.model_dir).mkdir(parents=True, exist_ok=True)
 
     setup = prepare(args, group.say)
-    trainer = Trainer(args, setup.module, setup.train, setup.valid, group, stop)
+    trainer = Trainer(args, setup.module, setup.train, setup.valid, group, stop, setup.targets)
     with watching(trainer, Path(args.output_data_dir), run_facts(setup, args)):
         best = trainer.fit(on_epoch, setup.data_hash)
     logits = trainer.valid_logits()
