@@ -2,7 +2,7 @@
 
     python train_model.py --train data/train --valid data/valid
     python train_model.py --train data/train --valid data/valid --augment shift,flip
-    python train_model.py --train data/train --valid data/valid --epochs 3      # one minute
+    python train_model.py --train data/train --valid data/valid --epochs 3      # a look
     python train_model.py --train data/dogs --valid data/dogs_valid             # photos: a
         # pretrained network whose last layer is trained, in seconds
     python train_model.py --train data/dogs --valid data/dogs_valid --recipe photos-all
