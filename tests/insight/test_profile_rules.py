@@ -244,7 +244,10 @@ def test_the_batch_size_it_names_brings_the_share_below_the_threshold(tmp_path):
 
 def test_on_a_gpu_it_names_no_batch_that_is_larger_than_an_epoch(tmp_path):
     idle = [{"cpu_percent": 20, "gpu_percent": 20, "gpu_memory_percent": 20}] * 120
-    for pictures, words in ((100, "--batch-size 64 instead of 32"), (40, "--batch-size 40 instead")):
+    for pictures, words in (
+        (100, "--batch-size 64 instead of"),
+        (40, "--batch-size 40 instead of"),
+    ):
         steps = [{"epoch": 1, "pictures": pictures}]
         profile = read(write_profile(tmp_path / str(pictures), idle, steps, {"gpu": "H200"}))
         (finding,) = check_profile(profile, ["BatchSize"])
