@@ -8,7 +8,7 @@ def assert_accessible(page, state=""):
     found = Axe().run(page).response["violations"]
     severe = [each for each in found if each["impact"] in ("serious", "critical")]
     told = [(each["id"], [node["html"] for node in each["nodes"]]) for each in severe]
-    assert told == [], state
+    assert told == [], (state, told)  # pytest explains the assertions of tests only.
 
 
 def assert_fits(page):

@@ -62,11 +62,16 @@ def as_the_endpoint_sees(data):
 # ---- each way in ----
 
 
+def in_base64(file):
+    return base64.b64encode(file["buffer"]).decode()
+
+
 def drop(page, **data):
-    script = """({text, bytes, name}) => {
+    script = """({text, base64}) => {
         const transfer = new DataTransfer();
+        const bytes = base64 && Uint8Array.from(atob(base64), byte => byte.charCodeAt(0));
         if (text) transfer.setData("text/uri-list", text);
-        else transfer.items.add(new File([new Uint8Array(bytes)], name));
+        else transfer.items.add(new File([bytes], "photo.png"));
         for (const kind of ["dragover", "drop"])
           document.querySelector("h1").dispatchEvent(new DragEvent(
             kind, {bubbles: true, cancelable: true, dataTransfer: transfer}));
@@ -79,14 +84,17 @@ def paste(page):
 
 
 def drop_picture(page):
-    drop(page, bytes=list(photo()["buffer"]), name="photo.png")
+    drop(page, base64=in_base64(photo()))
 
 
 def paste_picture(page):
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
-    script = """async bytes => navigator.clipboard.write([new ClipboardItem(
-        {"image/png": new Blob([new Uint8Array(bytes)], {type: "image/png"})})])"""
-    page.evaluate(script, list(photo()["buffer"]))
+    script = """async base64 => {
+        const bytes = Uint8Array.from(atob(base64), byte => byte.charCodeAt(0));
+        const blob = new Blob([bytes], {type: "image/png"});
+        await navigator.clipboard.write([new ClipboardItem({"image/png": blob})]);
+    }"""
+    page.evaluate(script, in_base64(photo()))
     paste(page)
 
 
@@ -119,7 +127,7 @@ WAYS = [click_choose, click_frame, drop_picture, paste_picture, take_photo, clic
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
 def test_each_way_in_leads_to_an_answer(visit, site, api, way):
     page = visit(site.url, **PHONE if way is take_photo else {})
-    assert page.title() == "What is for sale?"
+    expect(page).to_have_title("What is for sale?")
     assert page.is_visible("text=Take a photo") == (way is take_photo)
     way(page)
     until_answered(page)
@@ -195,8 +203,9 @@ def test_the_endpoint_sees_what_it_would_see_of_the_original(page, api):
         with page.expect_response("**/classify"):
             choose(page, as_file(original, "photo"))
         difference = np.abs(sent(api) - as_the_endpoint_sees(original))
-        assert difference.mean() < 2, name
-        assert np.quantile(difference, 0.99) < 12, name
+        # Where pixels were skipped, the stripes' mean would be 14.
+        assert difference.mean() < (4 if make is fine_stripes else 2), name
+        assert np.quantile(difference, 0.99) < 16, name
         body = api.requests[-1].body
         assert len(body) < 20_000, name
         assert b"Exif" not in body, name
@@ -444,14 +453,15 @@ def test_the_last_picture_wins(page, api):
     choose(page, as_file(b"no picture", "photo.jpg"))
     until_problem(page)
     assert page.locator("#history li").all_inner_texts() == ["laptops\n90%"]
-    # Both at once: of the first not even the pixels are waited for.
-    choose_twice = """files => files.forEach(bytes => {
-        const transfer = new DataTransfer();
-        transfer.items.add(new File([new Uint8Array(bytes)], "photo.png"));
-        dispatchEvent(new DragEvent("drop", {cancelable: true, dataTransfer: transfer}));
+    # The second before the first is even decoded.
+    choose_twice = """files => files.forEach(base64 => {
+        const bytes = Uint8Array.from(atob(base64), byte => byte.charCodeAt(0));
+        const dataTransfer = new DataTransfer();
+        dataTransfer.items.add(new File([bytes], "photo.png"));
+        dispatchEvent(new DragEvent("drop", {cancelable: true, dataTransfer}));
     })"""
-    first, second = photo(seed=1)["buffer"], encode(np.full((50, 50, 3), 200))
-    page.evaluate(choose_twice, [list(first), list(second)])
+    plain = as_file(encode(np.full((50, 50, 3), 200)), "plain.png")
+    page.evaluate(choose_twice, [in_base64(photo(seed=1)), in_base64(plain)])
     expect(page.locator("#history li")).to_have_count(2)
     assert len(api.requests) == 3
     assert np.abs(sent(api) - 200).max() < 3
@@ -544,15 +554,13 @@ def test_every_state_is_accessible_and_fits_a_phone(visit, site, api, scheme):
 
 def focused(page):
     """What has the focus; it must be seen to have it, and be in sight."""
-    name, outline, seen = page.evaluate("""() => {
+    expect(page.locator(":focus")).to_be_in_viewport(ratio=1)
+    name, outline = page.evaluate("""() => {
         const at = document.activeElement;
         const shown = at.matches(".unseen") ? at.nextElementSibling : at;
-        const {top, bottom} = shown.getBoundingClientRect();
-        const outline = getComputedStyle(shown).outlineStyle;
-        return [at.id || at.tagName, outline, top >= 0 && bottom <= innerHeight];
+        return [at.id || at.tagName, getComputedStyle(shown).outlineStyle];
     }""")
     assert outline in ("solid", "auto"), name
-    assert seen, name
     return name
 
 

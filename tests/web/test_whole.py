@@ -12,14 +12,13 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from conftest import ROOT
 from PIL import Image
 from playwright.sync_api import expect
 from samples import encode, heed_ctrl_c
 
-web = pytest.importorskip("studio.web", reason="needs studio/web.py")
-from studio.cloud import connect  # noqa: E402
-from vision.classifier import load_classifier  # noqa: E402
+from studio import web
+from studio.cloud import ROOT, connect
+from vision.classifier import load_classifier
 
 SIDE = 3000  # Pixels; 4000 × 3000 are 12 megapixels.
 PHONE = {"viewport": {"width": 360, "height": 640}, "is_mobile": True, "has_touch": True}

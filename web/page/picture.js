@@ -37,7 +37,9 @@ export async function prepare(file, imageSize) {
   }
   try {
     const canvas = centralSquare(bitmap, OVERSAMPLING * imageSize);
-    return await new Promise((resolve) => canvas.toBlob(resolve, "image/jpeg", QUALITY));
+    // Where the endpoint will not shrink it, nothing averages out.
+    const quality = canvas.width > imageSize ? QUALITY : 1;
+    return await new Promise((resolve) => canvas.toBlob(resolve, "image/jpeg", quality));
   } finally {
     bitmap.close();
   }
