@@ -279,6 +279,16 @@ def test_the_answer_has_a_bar_for_every_class_a_name_and_the_time(visit, site):
     assert total == pytest.approx(prepare + ask, abs=0.011)
 
 
+def test_rounding_makes_nothing_certain(page, api):
+    shares = [0.9951, 0.0049, 0.01, 0, 1]
+    scores = dict(zip(CLASSES, shares))
+    api.answers = [reply({"label": "furniture", "confidence": 0.9951, "scores": scores})]
+    choose(page, photo())
+    until_answered(page, "furniture")
+    assert page.inner_text("#sure") == "> 99% sure"
+    assert [row[1] for row in bars(page)] == ["100%", "> 99%", "1%", "< 1%", "0%"]
+
+
 def test_without_a_clear_answer_the_two_best_guesses_are_named(page, api):
     api.answers = [reply(UNSURE)]
     choose(page, photo())
@@ -566,6 +576,7 @@ def focused(page):
 
 def test_the_keyboard_is_enough(visit, site, api):
     page = visit(site.url, viewport={"width": 900, "height": 500}, reduced_motion="reduce")
+    page.on("filechooser", lambda _: None)  # Else Chromium may not tell of the first one.
     page.locator("#samples button").first.wait_for()
     tab = page.keyboard.press
     tab("Tab")

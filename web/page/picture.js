@@ -3,16 +3,18 @@
 const MAX_BYTES = 50e6;
 // Cameras of 108 megapixels pass; decoded, such a photo takes 430 MB.
 const MAX_PIXELS = 120e6;
-// Twice the side that the model looks at: the endpoint then halves it with the filter that it was
-// trained with, and what JPEG loses averages out.
-const OVERSAMPLING = 2;
+// What is sent has this many pixels a side, or as many as the model looks at if that is more. Where
+// the endpoint shrinks it, what JPEG loses averages out; and a stored correction stays of use for
+// models that look closer. 88 photos took 11 kB each, and a model of 112 pixels then sees them 1.4
+// of 255 levels off; it would be 2.2 if 112 pixels were sent.
+const SIDE = 224;
 const QUALITY = 0.85;
 
 // The message is the sentence that the reader gets.
 export class Refusal extends Error {}
 
-// The central square of a picture, upright, on white, as a JPEG of at most twice `imageSize`
-// pixels a side: what the endpoint would cut out itself. Rejects with a Refusal.
+// The central square of a picture, upright, on white, as a small JPEG: what an endpoint whose model
+// looks at `imageSize` pixels a side would cut out itself. Rejects with a Refusal.
 export async function prepare(file, imageSize) {
   const name = file.name ? `“${file.name}”` : "The picture";
   if (file.size === 0) throw new Refusal(`${name} is empty: choose another file.`);
@@ -36,9 +38,9 @@ export async function prepare(file, imageSize) {
     throw error instanceof Refusal ? error : new Refusal(await whyUnreadable(file, name));
   }
   try {
-    const canvas = centralSquare(bitmap, OVERSAMPLING * imageSize);
-    // Where the endpoint will not shrink it, nothing averages out.
-    const quality = canvas.width > imageSize ? QUALITY : 1;
+    const canvas = centralSquare(bitmap, Math.max(imageSize, SIDE));
+    // A quarter of the pixels takes no more bytes at the best quality, and needs it.
+    const quality = canvas.width > SIDE / 2 ? QUALITY : 1;
     return await new Promise((resolve) => canvas.toBlob(resolve, "image/jpeg", quality));
   } finally {
     bitmap.close();

@@ -1,7 +1,14 @@
 // What is on the screen. Texts are set as texts, never as HTML.
 
 export const at = (id) => document.getElementById(id);
-const percent = new Intl.NumberFormat("en", { style: "percent" });
+const rounded = new Intl.NumberFormat("en", { style: "percent" });
+
+// Nothing is certain, and nothing is ruled out, because of rounding.
+function percent(share) {
+  if (share > 0.99 && share < 1) return "> 99%";
+  return share > 0 && share < 0.01 ? "< 1%" : rounded.format(share);
+}
+
 const seconds = (milliseconds) => `${(milliseconds / 1000).toFixed(2)} s`;
 
 function element(tag, properties = {}, ...children) {
@@ -66,17 +73,17 @@ export function found(entry, site) {
   const sorted = Object.entries(scores).sort(([, a], [, b]) => b - a);
   at("found").classList.toggle("unsure", label === null);
   if (label === null) {
-    const [first, second] = sorted.map(([name, score]) => `${name} (${percent.format(score)})`);
+    const [first, second] = sorted.map(([name, score]) => `${name} (${percent(score)})`);
     at("kicker").textContent = "No clear answer";
     at("winner").textContent = "not sure";
     at("sure").textContent = second ? `Perhaps ${first} or ${second}.` : `Perhaps ${first}.`;
     if (site.threshold) {
-      at("sure").textContent += ` A category is named from ${percent.format(site.threshold)} on.`;
+      at("sure").textContent += ` A category is named from ${percent(site.threshold)} on.`;
     }
   } else {
     at("kicker").textContent = "It looks like";
     at("winner").textContent = label;
-    at("sure").textContent = `${percent.format(confidence)} sure`;
+    at("sure").textContent = `${percent(confidence)} sure`;
   }
   at("bars").replaceChildren(...sorted.map(bar));
   const { prepare, ask } = entry.times;
@@ -96,7 +103,7 @@ function bar([name, score]) {
     "li",
     {},
     element("span", { className: "name", textContent: name }),
-    element("span", { className: "score", textContent: percent.format(score) }),
+    element("span", { className: "score", textContent: percent(score) }),
     element("span", { className: "track" }, fill),
   );
 }
@@ -165,7 +172,7 @@ export function remember(entry, most, showAgain) {
     { type: "button" },
     element("img", { src: entry.image, alt: "" }),
     element("span", { textContent: label ?? "not sure" }),
-    element("span", { className: "soft", textContent: percent.format(confidence) }),
+    element("span", { className: "soft", textContent: percent(confidence) }),
   );
   button.addEventListener("click", () => showAgain(entry));
   entries.set(button, entry);
