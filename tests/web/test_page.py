@@ -490,7 +490,8 @@ def test_a_correction_needs_consent_and_goes_out_once(page, api):
     page.check("#consent")
     api.answers = [reply({"retry_after": 1}, 502), reply({"id": "c-1"}, 201)]
     page.click("#send")
-    expect(page.locator("#complaint")).to_have_text("The model is not available right now.")
+    complaint = "The store of corrections is not available right now."
+    expect(page.locator("#complaint")).to_have_text(complaint)
     expect(page.locator("#send")).to_have_text("Try again in 1 s")
     page.dblclick("#send")
     expect(page.locator("#thanks")).to_have_text("Thank you. Stored as watches, number c-1.")

@@ -2,12 +2,13 @@
 
 const PATIENCE = 30_000; // Milliseconds; API Gateway gives up then, too.
 
-const SENTENCES = {
+// By status; `who` is behind the API.
+const sentences = (who) => ({
   429: "Many photos are asked about right now.",
-  502: "The model is not available right now.",
+  502: `${who} is not available right now.`,
   503: "The service is not available right now.",
-  504: "The model took too long to answer.",
-};
+  504: `${who} took too long to answer.`,
+});
 
 // What went wrong, as a sentence; `retryAfter` in seconds is null where asking again is no use.
 export class Fault extends Error {
@@ -18,7 +19,7 @@ export class Fault extends Error {
 }
 
 export async function classify(api, picture, signal) {
-  const answer = await post(`${api}/classify`, picture.type, picture, signal);
+  const answer = await post("The model", `${api}/classify`, picture.type, picture, signal);
   const { label, confidence, scores } = answer;
   const numbers = [confidence, ...Object.values(scores ?? {})];
   const known = label === null || Object.hasOwn(scores ?? {}, label);
@@ -27,10 +28,11 @@ export async function classify(api, picture, signal) {
 }
 
 export async function correct(api, correction) {
-  return post(`${api}/corrections`, "application/json", JSON.stringify(correction));
+  const body = JSON.stringify(correction);
+  return post("The store of corrections", `${api}/corrections`, "application/json", body);
 }
 
-async function post(url, type, body, signal) {
+async function post(who, url, type, body, signal) {
   const timeout = new AbortController();
   const timer = setTimeout(() => timeout.abort(), PATIENCE);
   const signals = [timeout.signal, ...(signal ? [signal] : [])];
@@ -43,12 +45,12 @@ async function post(url, type, body, signal) {
     });
     const text = await response.text();
     const answer = parse(text);
-    if (!response.ok) throw fault(response, answer ?? {});
+    if (!response.ok) throw fault(who, response, answer ?? {});
     if (!answer) throw unreadable();
     return answer;
   } catch (error) {
     if (error instanceof Fault || signal?.aborted) throw error;
-    if (timeout.signal.aborted) throw new Fault(SENTENCES[504], 0);
+    if (timeout.signal.aborted) throw new Fault(sentences(who)[504], 0);
     throw new Fault(
       navigator.onLine ? "The service cannot be reached right now." : "You are offline.",
       0,
@@ -58,12 +60,12 @@ async function post(url, type, body, signal) {
   }
 }
 
-function fault(response, body) {
+function fault(who, response, body) {
   const { status } = response;
   const reference = response.headers.get("x-correlation-id") ?? body.request_id;
   if (status === 429 || status >= 500) {
     const seconds = Number(response.headers.get("retry-after") ?? body.retry_after ?? 0);
-    const sentence = SENTENCES[status] ?? "Something went wrong in the service.";
+    const sentence = sentences(who)[status] ?? "Something went wrong in the service.";
     // A longer wait is nobody's: the reader may as well ask before.
     return new Fault(sentence, Math.min(Math.ceil(seconds) || 0, 60), reference);
   }

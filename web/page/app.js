@@ -108,7 +108,10 @@ function fail(error) {
   if (error instanceof Refusal) view.problem("Not this one", error.message, null);
   else if (error instanceof Fault) {
     view.problem("That did not work", error.message, error.retryAfter, error.reference);
-  } else throw error;
+  } else {
+    view.problem("That did not work", "Something went wrong in this page.", 0);
+    throw error; // Developers see it in the console.
+  }
 }
 
 async function showAgain(entry) {
