@@ -1,6 +1,7 @@
 """Fixtures for all tests: the data at hand, a small data set of our own, a model trained on it."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 LONGEST = ("test_notebook", "test_setup", "test_train_model", "test_datasets", "test_durability")
 LONGEST += ("test_lifecycle", "test_toolkit", "test_several_hosts", "test_hosting_sdk")
 LONGEST += ("test_execute", "test_course_jobs", "test_rules", "test_report", "test_debugging")
-LONGEST += ("test_profile_rules", "test_validation", "test_cloud")
+LONGEST += ("test_profile_rules", "test_validation", "test_cloud", "test_whole", "test_page")
 
 
 def pytest_collection_modifyitems(items):
@@ -81,3 +82,19 @@ def training_job(run_script, stripes, tmp_path_factory):
 @pytest.fixture(scope="session")
 def model_dir(training_job):
     return training_job[1]
+
+
+# Not for the whole session: while Playwright runs, nothing else in its thread can use asyncio.
+@pytest.fixture(scope="module")
+def chromium():
+    """A Chromium without a window, driven by Playwright; skips the test where there is none."""
+    from playwright.sync_api import sync_playwright
+
+    names = ("chromium", "chromium-browser", "google-chrome", "chrome")
+    program = next(filter(None, map(shutil.which, names)), None)
+    if program is None:
+        pytest.skip(f"needs one of {', '.join(names)}")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program)
+        yield browser
+        browser.close()
