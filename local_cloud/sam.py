@@ -9,7 +9,6 @@ template may ask for what only an account knows.
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import yaml
 
@@ -17,7 +16,6 @@ from local_cloud import ACCOUNT_ID, DEFAULT_REGION
 from local_cloud.errors import CloudError
 
 FUNCTION, HTTP_API = "AWS::Serverless::Function", "AWS::Serverless::HttpApi"
-DISTRIBUTION = "AWS::CloudFront::Distribution"
 IMPLICIT_API = "ServerlessHttpApi"  # The one that SAM makes for events that name none.
 TIMEOUT, MEMORY = 3, 128  # Lambda's defaults: seconds, MB.
 ABSENT = object()  # AWS::NoValue.
@@ -78,14 +76,13 @@ def construct(loader, name, node):
 Loader.add_multi_constructor("!", construct)
 
 
-def read(path, *, page_url, api_url, function=None, parameters=None, environment=None, code=None):
+def read(path, function=None, parameters=None, environment=None, code=None):
     """The `Template` in the file `path`.
 
     Args:
-        page_url, api_url: what stands for the addresses of the distribution and of the API.
         function: logical name of the function; None where the template has one only.
-        parameters: values of parameters; `Name` or `Name.Attribute` of a resource gives what `Ref`
-            and `Fn::GetAtt` make of it.
+        parameters: values of the template's parameters; also of `AWS::StackName` and its like, and
+            what `Ref` and `Fn::GetAtt` make of a resource, by `Name` and `Name.Attribute`.
         environment: variables of the function; these win over the template's.
         code: folder of the function's package in place of its `CodeUri`.
 
@@ -94,12 +91,12 @@ def read(path, *, page_url, api_url, function=None, parameters=None, environment
     """
     path = Path(path)
     document = load(path)
-    resolve = Resolver(document, parameters or {}, page_url, api_url)
+    resolve = Resolver(document, parameters or {})
     functions = resolve.resources(FUNCTION)
     name = function or next(iter(functions), None)
     if name not in functions or (function is None and len(functions) > 1):
         raise CloudError(f"{path} has the functions {', '.join(functions) or '(none)'}; name one.")
-    defaults = document.get("Globals", {})
+    defaults = document.get("Globals") or {}
     properties = merged(defaults.get("Function", {}), functions[name])
     events = [
         event.get("Properties") or {}
@@ -146,7 +143,9 @@ def read_function(name, properties, resolve, environment, code, folder):
         raise CloudError(f"{name} needs the runtime {runtime}; only Python runs here.")
     code = folder / (code or resolve(properties.get("CodeUri", ".")))
     if not code.is_dir():
-        raise CloudError(f"the code of {name} is not in a folder {code}; build it, or name another.")
+        raise CloudError(
+            f"the code of {name} is not in a folder {code}; build it, or name another."
+        )
     declared = (properties.get("Environment") or {}).get("Variables") or {}
     # What is given is not looked up: it may have no value outside an account.
     own = {key: resolve(value) for key, value in declared.items() if key not in environment}
@@ -200,7 +199,7 @@ def read_throttles(events, api, resolve):
 def read_page_headers(resolve):
     """The headers of the policy that the distribution's default behaviour names."""
     headers = {}
-    for distribution in resolve.resources(DISTRIBUTION).values():
+    for distribution in resolve.resources("AWS::CloudFront::Distribution").values():
         behaviour = distribution["DistributionConfig"].get("DefaultCacheBehavior", {})
         policy = behaviour.get("ResponseHeadersPolicyId")
         name = policy.get("Ref") if isinstance(policy, dict) else None
@@ -236,17 +235,10 @@ def policy_headers(config):
 
 
 class Resolver:
-    """Replaces intrinsic functions by their values; calling it does so.
+    """Replaces intrinsic functions by their values; calling it does so."""
 
-    The addresses that AWS would give to the distribution and to the API become those of this
-    machine, wherever they are part of a text.
-    """
-
-    def __init__(self, document, values, page_url, api_url):
+    def __init__(self, document, values):
         self.document, self.values = document, values
-        self.urls = {f"{name}.cloudfront.net": page_url for name in self.names(DISTRIBUTION)}
-        self.urls |= {self.api_host(name): api_url for name in self.names(HTTP_API)}
-        self.urls[self.api_host(IMPLICIT_API)] = api_url
 
     def resources(self, kind):
         """Properties of all resources of one type, by logical name."""
@@ -256,32 +248,17 @@ class Resolver:
             if resource.get("Type") == kind and self.condition(resource.get("Condition"))
         }
 
-    def names(self, kind):
-        resources = self.document["Resources"].items()
-        return [name for name, resource in resources if resource.get("Type") == kind]
-
-    def api_host(self, name):
-        return f"{name}.execute-api.{self.ref('AWS::Region')}.{self.ref('AWS::URLSuffix')}"
-
     def __call__(self, node):
         if isinstance(node, list):
             return [value for value in map(self, node) if value is not ABSENT]
-        if isinstance(node, str):
-            return self.localize(node)
         if not isinstance(node, dict):
             return node
         if len(node) == 1:
             ((name, argument),) = node.items()
             if name == "Ref" or name.startswith("Fn::"):
-                value = self.call(name, argument)
-                return self.localize(value) if isinstance(value, str) else value
+                return self.call(name, argument)
         values = {key: self(value) for key, value in node.items()}
         return {key: value for key, value in values.items() if value is not ABSENT}
-
-    def localize(self, text):
-        for host, url in self.urls.items():
-            text = text.replace(f"https://{host}", url).replace(host, urlsplit(url).netloc)
-        return text
 
     def call(self, name, argument):
         if name == "Ref":
@@ -315,7 +292,7 @@ class Resolver:
         return str(self.attribute(name) if "." in name else self.ref(name))
 
     def ref(self, name):
-        parameters = self.document.get("Parameters", {})
+        parameters = self.document.get("Parameters") or {}
         if name in self.values:
             return self.values[name]
         if name in parameters:
@@ -337,14 +314,8 @@ class Resolver:
         raise CloudError(f"the template refers to {name}, which it does not have.")
 
     def attribute(self, name):
-        resource, _, attribute = name.partition(".")
-        kind = self.document["Resources"].get(resource, {}).get("Type")
         if name in self.values:
             return self.values[name]
-        if kind == DISTRIBUTION and attribute == "DomainName":
-            return f"{resource}.cloudfront.net"
-        if kind == HTTP_API and attribute == "ApiEndpoint":
-            return f"https://{self.api_host(resource)}"
         raise CloudError(f"the template needs {name}, which only an account knows; give its value.")
 
     def condition(self, node):
