@@ -15,7 +15,6 @@ import yaml
 from local_cloud import ACCOUNT_ID, DEFAULT_REGION
 from local_cloud.errors import CloudError
 
-FUNCTION, HTTP_API = "AWS::Serverless::Function", "AWS::Serverless::HttpApi"
 IMPLICIT_API = "ServerlessHttpApi"  # The one that SAM makes for events that name none.
 TIMEOUT, MEMORY = 3, 128  # Lambda's defaults: seconds, MB.
 ABSENT = object()  # AWS::NoValue.
@@ -91,8 +90,15 @@ def read(path, function=None, parameters=None, environment=None, code=None):
     """
     path = Path(path)
     document = load(path)
-    resolve = Resolver(document, parameters or {})
-    functions = resolve.resources(FUNCTION)
+    try:
+        return read_document(document, path, function, parameters or {}, environment or {}, code)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise CloudError(f"{path} is not as SAM describes templates: {error!r}.") from error
+
+
+def read_document(document, path, function, parameters, environment, code):
+    resolve = Resolver(document, parameters)
+    functions = resolve.resources("AWS::Serverless::Function")
     name = function or next(iter(functions), None)
     if name not in functions or (function is None and len(functions) > 1):
         raise CloudError(f"{path} has the functions {', '.join(functions) or '(none)'}; name one.")
@@ -107,7 +113,7 @@ def read(path, function=None, parameters=None, environment=None, code=None):
         raise CloudError(f"{name} in {path} has no event of the type HttpApi.")
     api = api_of(events[0], resolve, defaults)
     return Template(
-        function=read_function(name, properties, resolve, environment or {}, code, path.parent),
+        function=read_function(name, properties, resolve, environment, code, path.parent),
         routes=tuple(route_key(event, resolve) for event in events),
         cors=read_cors(api, resolve),
         throttles=read_throttles(events, api, resolve),
@@ -173,7 +179,9 @@ def api_of(event, resolve, defaults):
     """Properties of the API that an event belongs to."""
     reference = event.get("ApiId")
     name = reference.get("Ref") if isinstance(reference, dict) else IMPLICIT_API
-    return merged(defaults.get("HttpApi", {}), resolve.resources(HTTP_API).get(name, {}))
+    return merged(
+        defaults.get("HttpApi", {}), resolve.resources("AWS::Serverless::HttpApi").get(name, {})
+    )
 
 
 def read_cors(api, resolve):
