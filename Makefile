@@ -9,7 +9,7 @@ PY := .venv/bin/python
 NOTEBOOK := train_and_deploy.ipynb
 
 .DEFAULT_GOAL := help
-.PHONY: help run test bench benchmarks soak notebook lab stop clean venv
+.PHONY: help run test web bench benchmarks soak notebook lab stop clean venv
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +40,10 @@ lab: venv  ## open the notebook in JupyterLab
 
 stop:  ## stop the local cloud: every job and endpoint ends; the next start remembers them
 	@$(PY) -m local_cloud stop
+
+web: venv  ## serve a model behind a web page on this machine (MODEL=, DATA=, PORT=)
+	@$(PY) -m studio.web $(if $(MODEL),--model "$(MODEL)") $(if $(DATA),--data "$(DATA)") \
+	$(if $(PORT),--port "$(PORT)")
 
 clean:  ## stop the local cloud, forget what it holds, remove what was built, except .venv
 	@test ! -x $(PY) || $(PY) -m local_cloud reset

@@ -156,14 +156,14 @@ class LambdaFunction:
         own.pop("SAGEMAKER_USER_CONFIG_OVERRIDE", None)
         return {
             **{name: os.environ[name] for name in KEPT if name in os.environ},
+            "AWS_REGION": self.region,
+            "AWS_DEFAULT_REGION": self.region,
             **function.environment,
             **own,
             # Nothing of an account that this machine's user may have.
             "AWS_CONFIG_FILE": os.devnull,
             "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
             "AWS_EC2_METADATA_DISABLED": "true",
-            "AWS_REGION": self.region,
-            "AWS_DEFAULT_REGION": self.region,
             "AWS_LAMBDA_FUNCTION_NAME": function.name,
             "AWS_LAMBDA_FUNCTION_VERSION": "$LATEST",
             "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": str(function.memory),

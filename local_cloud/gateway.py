@@ -234,6 +234,7 @@ def gateway(
     port=0,
     api_port=0,
     concurrency=CONCURRENCY,
+    local=True,
 ):
     """Start a gateway and return it as a `Gateway`.
 
@@ -243,6 +244,7 @@ def gateway(
         site: folder that the page is served from; None for no page.
         port, api_port: of the page and of the API; 0 for any free one.
         concurrency: the most requests that the function works on at a time.
+        local: the function asks the local cloud, where one runs; else what `environment` says.
 
     Raises:
         CloudError: a port cannot be used, or the template does not say what is needed.
@@ -264,7 +266,9 @@ def gateway(
             for name, value in (parameters or {}).items()
         }
         read = sam.read(template, function, values, environment, code)
-        workers = LambdaFunction(read.function, running(home_folder()), concurrency)
+        workers = LambdaFunction(
+            read.function, running(home_folder()) if local else None, concurrency
+        )
     except BaseException:
         for server in servers:
             server.server_close()
