@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import select
 import signal
@@ -25,6 +26,7 @@ MAX_PAYLOAD = 6_291_556  # Bytes of an event or a result: AWS Lambda quotas, "In
 JOIN_SECONDS = 5  # For the last lines of a log.
 # What a function sees of this machine: where programs and temporary files are.
 KEPT = ("PATH", "TMPDIR", "LD_LIBRARY_PATH")
+log = logging.getLogger(__name__)
 
 
 class FunctionFailed(Exception):
@@ -36,7 +38,7 @@ class TooLarge(Exception):
 
 
 class Busy(Exception):
-    """No worker was free in time."""
+    """There was no result while anybody waited for it; perhaps no worker was free."""
 
 
 class LambdaFunction:
@@ -68,7 +70,7 @@ class LambdaFunction:
         """The result of the handler, as JSON text.
 
         Args:
-            seconds: after which nobody waits for a free worker any more.
+            seconds: after which nobody waits for it any more.
 
         Raises:
             FunctionFailed, TooLarge, Busy
@@ -78,9 +80,14 @@ class LambdaFunction:
         body = json.dumps(request).encode()
         if len(body) > MAX_PAYLOAD:
             raise TooLarge
-        worker = self._take(time.monotonic() + seconds)
+        deadline = time.monotonic() + seconds
+        worker = self._take(deadline)
         try:
-            return worker.run(body, request_id, timeout)
+            return worker.run(body, request_id, min(timeout, deadline - time.monotonic()))
+        except FunctionFailed:
+            if time.monotonic() >= deadline:
+                raise Busy from None
+            raise
         finally:
             self._give_back(worker)
 
@@ -125,7 +132,12 @@ class LambdaFunction:
 
     def _start(self):
         stream = time.strftime("%Y/%m/%d/[$LATEST]", time.gmtime()) + uuid.uuid4().hex
-        worker = Worker(self.function, self._environment(stream), self._open_log(stream))
+        try:
+            worker = Worker(self.function, self._environment(stream), self._open_log(stream))
+        except OSError:  # No memory, no more processes: the next request tries again.
+            log.exception("a worker of %s", self.function.name)
+            self._is_starting = False
+            return
         with self._changed:
             self._workers.add(worker)  # Before it is ready, so that `close` finds it.
             if self._is_closed:
