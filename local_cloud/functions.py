@@ -4,7 +4,6 @@ import contextlib
 import json
 import logging
 import os
-import select
 import signal
 import socket
 import struct
@@ -83,7 +82,8 @@ class LambdaFunction:
         deadline = time.monotonic() + seconds
         worker = self._take(deadline)
         try:
-            return worker.run(body, request_id, min(timeout, deadline - time.monotonic()))
+            left = max(0.001, deadline - time.monotonic())
+            return worker.run(body, request_id, min(timeout, left))
         except FunctionFailed:
             if time.monotonic() >= deadline:
                 raise Busy from None
@@ -124,7 +124,7 @@ class LambdaFunction:
                 self._idle.append(worker)
             else:
                 self._workers.discard(worker)
-            self._changed.notify()
+            self._changed.notify_all()
 
     def _start_one(self):
         self._is_starting = True
@@ -146,7 +146,7 @@ class LambdaFunction:
         with self._changed:
             self._is_starting = False
             self._idle.append(worker)
-            self._changed.notify()
+            self._changed.notify_all()
 
     @property
     def _log_group(self):
@@ -227,7 +227,14 @@ class Worker:
     @property
     def has_ended(self):
         """Whether an idle worker has ended by itself: it says nothing unless it is asked."""
-        return self.is_usable and bool(select.select([self._channel], [], [], 0)[0])
+        self._channel.setblocking(False)
+        try:
+            self._channel.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return False
+        except OSError:
+            pass
+        return self.is_usable
 
     def run(self, body, request_id, timeout):
         """The result of one request as JSON text.

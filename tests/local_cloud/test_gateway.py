@@ -81,7 +81,7 @@ def event(event, context):
     return event
 
 def echo(event, context):
-    headers = {"content-type": event["headers"]["content-type"], "X-Shape": "é"}
+    headers = {"content-type": event["headers"].get("content-type", "a/b"), "X-Shape": "é"}
     return {"statusCode": "201", "headers": headers, "body": event["body"],
             "isBase64Encoded": event["isBase64Encoded"], "cookies": ["a=1", "b=2"]}
 
@@ -96,7 +96,7 @@ def meet(event, context):
     place = Path(os.environ["PLACE"], "meeting")
     place.mkdir(exist_ok=True)
     (place / str(os.getpid())).touch()
-    while len(list(place.iterdir())) < 2:
+    while len(list(place.iterdir())) < 3:
         time.sleep(0.01)
     return os.getpid()
 
@@ -429,11 +429,11 @@ def test_a_worker_is_kept_and_replaced_when_it_is_killed(running):
     assert other != pid
 
 
-def test_two_requests_run_in_two_workers_at_once(running):
-    with ThreadPoolExecutor(2) as pool:
-        answers = list(pool.map(lambda _: ask(running, "/do/meet"), range(2)))
-    assert [status for status, _ in answers] == [200, 200]
-    assert answers[0][1] != answers[1][1]
+def test_three_requests_run_in_three_workers_at_once(running):
+    with ThreadPoolExecutor(3) as pool:
+        answers = list(pool.map(lambda _: ask(running, "/do/meet"), range(3)))
+    assert [status for status, _ in answers] == [200, 200, 200]
+    assert len({pid for _, pid in answers}) == 3
 
 
 def test_a_function_that_hangs_is_killed_with_its_children_at_its_timeout(start, project):
@@ -444,6 +444,13 @@ def test_a_function_that_hangs_is_killed_with_its_children_at_its_timeout(start,
     pids = [int(pid) for pid in (project / "place" / "hangs").read_text().split()]
     until(lambda: not any(map(is_alive, pids)))
     assert ask(slow, "/do/pid")[0] == 200
+
+
+def test_what_takes_longer_than_the_api_waits_is_unavailable(start, monkeypatch):
+    slow = start()
+    assert ask(slow, "/do/pid")[0] == 200
+    monkeypatch.setattr("local_cloud.gateway.INTEGRATION_SECONDS", 0.5)
+    assert ask(slow, "/do/hang") == (503, {"message": "Service Unavailable"})
 
 
 def test_a_handler_that_cannot_be_imported_fails_every_request(project, start, tmp_path):
