@@ -43,7 +43,7 @@ class Web:
         self.workers = psutil.Process(self.process.pid).children(recursive=True)
 
     def page(self, path):
-        return urllib3.request("GET", f"{self.page_url}/{path}")
+        return urllib3.request("GET", f"{self.page_url}/{path}", timeout=60)
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +84,7 @@ def test_a_question_reaches_the_endpoint(served, stripes):
             f"{settings['api']}/classify",
             body=picture,
             headers={"Content-Type": "image/png", "Origin": served.page_url},
+            timeout=60,
         )
         assert reply.status == 200, reply.data
         assert max(reply.json()["scores"], key=reply.json()["scores"].get) == name
@@ -145,7 +146,7 @@ def test_ctrl_c_ends_all_but_the_corrections(served, monkeypatch):
     sample = served.page(settings["samples"][0]["file"]).data
     correction = {"image": base64.b64encode(sample).decode(), "label": settings["classes"][0]}
     correction |= {"predicted": None, "consent": True}
-    reply = urllib3.request("POST", f"{settings['api']}/corrections", json=correction)
+    reply = urllib3.request("POST", f"{settings['api']}/corrections", json=correction, timeout=60)
     assert reply.status == 201, reply.data
     served.process.send_signal(signal.SIGINT)
     out, err = served.process.communicate(timeout=60)
