@@ -170,12 +170,16 @@ class Page(Application):
 
     def __init__(self, port, folder, headers):
         super().__init__(port, max_body=0)
-        self.folder, self.headers = folder, headers
+        self.url, self.folder, self.headers = f"http://{HOST}:{port}", folder, headers
 
     def reply(self, environ):
         self.read(environ)
-        path = self.find(Request(environ).path)
-        if path is None:
+        request = Request(environ)
+        path = self.find(request.path)
+        if request.host_url != f"{self.url}/":  # localhost: another origin, which the API refuses.
+            address = "?".join(filter(None, raw_address(environ)))
+            response = Response(status=307, headers={"location": self.url + address})
+        elif path is None:
             response = Response("Not Found\n", 404, content_type="text/plain")
         elif environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
             response = Response("Method Not Allowed\n", 405, content_type="text/plain")

@@ -112,7 +112,8 @@ it prints is in CloudWatch Logs under `/aws/lambda/<function>`, with Lambda's ow
 or on standard error where no local cloud runs. However the gateway ends, its workers end with it.
 
 **Who may ask.** Both servers listen on 127.0.0.1 only and answer requests for `127.0.0.1:<port>`
-and `localhost:<port>` alone (403). The page is served from its folder as it is at that moment: no
+and `localhost:<port>` alone (403); the page sends the latter on to the former, whose origin the API
+knows. The page is served from its folder as it is at that moment: no
 lists of folders, and nothing that a link leads to outside of it.
 
 | limit | here |

@@ -82,7 +82,7 @@ def event(event, context):
 
 def echo(event, context):
     headers = {"content-type": event["headers"].get("content-type", "a/b"), "X-Shape": "é"}
-    return {"statusCode": "201", "headers": headers, "body": event["body"],
+    return {"statusCode": "201", "headers": headers, "body": event.get("body"),
             "isBase64Encoded": event["isBase64Encoded"], "cookies": ["a=1", "b=2"]}
 
 def environment(event, context):
@@ -495,7 +495,10 @@ def test_requests_under_another_name_are_refused(running, host):
         answer = raw(url, f"GET / HTTP/1.1\r\nHost: {line}\r\n\r\n".encode())
         assert answer.startswith(b"HTTP/1.1 403 ")
     port = running.page_url.rpartition(":")[2]
-    assert request(running.page_url, "GET", "/", Host=f"localhost:{port}")[0] == 200
+    status, headers, _ = request(running.page_url, "GET", "/a?b=c", Host=f"localhost:{port}")
+    assert (status, headers["location"]) == (307, f"{running.page_url}/a?b=c")
+    port = running.api_url.rpartition(":")[2]
+    assert request(running.api_url, path="/do/pid", Host=f"localhost:{port}")[0] == 200
 
 
 def test_it_listens_on_this_machine_alone(running):
