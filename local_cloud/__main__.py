@@ -17,6 +17,7 @@ EPILOG = """examples:
   eval "$(python -m local_cloud env)"      # this shell's boto3 and AWS CLI now talk to it
   aws sagemaker list-training-jobs
   python -m local_cloud logs my-job        # what it prints, until it ends
+  python -m local_cloud gateway --template template.yaml --site folder    # a page and its API
   python -m local_cloud stop               # ends every job and endpoint; the next start knows them
   python -m local_cloud reset              # ends everything and forgets it, S3 objects included
 
