@@ -9,7 +9,7 @@ PY := .venv/bin/python
 NOTEBOOK := train_and_deploy.ipynb
 
 .DEFAULT_GOAL := help
-.PHONY: help run test bench benchmarks soak notebook lab web-deploy web-remove stop clean venv
+.PHONY: help run test bench benchmarks soak notebook lab web web-deploy web-remove stop clean venv
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,10 @@ notebook: venv  ## execute the committed notebook again, in place
 
 lab: venv  ## open the notebook in JupyterLab
 	@$(PY) -m jupyterlab $(NOTEBOOK) $(if $(filter 0,$(shell id -u)),--allow-root)
+
+web: venv  ## serve a model behind a web page on this machine (MODEL=, DATA=, PORT=)
+	@$(PY) -m studio.web $(if $(MODEL),--model "$(MODEL)") $(if $(DATA),--data "$(DATA)") \
+	$(if $(PORT),--port "$(PORT)")
 
 web-deploy: venv  ## put the web app into your AWS account: ENDPOINT=name [PICTURES=dir] [EMAIL=…]
 	@$(PY) -m web.deploy deploy --endpoint "$(ENDPOINT)" $(if $(PICTURES),--pictures "$(PICTURES)") \

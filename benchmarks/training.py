@@ -14,22 +14,21 @@ looked at by evaluate.py, after all training.
 import argparse
 import csv
 import json
-import os
-import platform
 import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
+
+from benchmarks.results import conditions, write_table  # noqa: E402
+
 RESULTS = PROJECT / "benchmarks" / "training.json"
-README = PROJECT / "README.md"
-BEGIN, END = "<!-- written by make benchmarks -->", "<!-- end -->"
+BEGIN = "<!-- written by make benchmarks -->"
 SHARES = (0.7, 0.1, 0.2)
 # The recipe of the sources: what such projects do, as their public notebooks show it.
 SOURCE_EPOCHS, SOURCE_BATCH, SOURCE_LR = 20, 64, 0.01
@@ -424,16 +423,6 @@ def _search_row(figures):
     )
 
 
-def write_table(results):
-    """Replace the table between its two marks in the README."""
-    text = README.read_text(encoding="utf-8")
-    pattern = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
-    if not pattern.search(text):
-        raise SystemExit(f"README.md has no place for the table: {BEGIN} ... {END}")
-    new = f"{BEGIN}\n\n{table(results)}\n\n{END}"
-    README.write_text(pattern.sub(lambda _: new, text), encoding="utf-8")
-
-
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -453,14 +442,9 @@ def main():
         print(f"{part}, seed {seed}:", flush=True)
         figures = PARTS[part][0](seed)
         print(f"  {figures}", flush=True)
-        results.setdefault(part, {})[str(seed)] = {
-            "figures": figures,
-            "cores": len(os.sched_getaffinity(0)),
-            "python": platform.python_version(),
-            "torch": version("torch"),
-        }
+        results.setdefault(part, {})[str(seed)] = {"figures": figures, **conditions()}
         RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-    write_table(results)
+    write_table(BEGIN, table(results))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,10 @@ from local_cloud import (
     aws,
     cluster,
     container,
+    functions,
+    gateway,
     hosting,
+    http_api,
     iam,
     images,
     invocation,
@@ -79,12 +82,54 @@ because these resolve to this machine without a network of containers. They shar
 serve again, and jobs that ran are marked as failed. `python -m local_cloud reset` forgets all.
 """
 
+GATEWAY = """\
+`python -m local_cloud gateway --template template.yaml --site folder` serves a web page and the API
+behind it until Ctrl-C: what CloudFront, API Gateway and Lambda do in an account for a template of
+AWS SAM. `--help` lists what else can be said. From Python it is
+`local_cloud.gateway.gateway(template, …)`.
+
+**Read from the template.** One function (`AWS::Serverless::Function`, Python): `Handler`,
+`CodeUri`, `Timeout`, `MemorySize` (told to the handler, not enforced), `Environment`, its events of
+the type `HttpApi`, `Globals`; of the API `CorsConfiguration`, `DefaultRouteSettings` and
+`RouteSettings`; the headers that the distribution's response headers policy adds to the page.
+`Ref`, `GetAtt`, `Sub`, `Join`, `If`, `Select`, `Split` and `FindInMap` are resolved where one of
+these needs them. `--parameter NAME=VALUE` gives the value of a parameter, of `AWS::StackName` and
+its like, and of `Resource` or `Resource.Attribute`; `{{page_url}}` and `{{api_url}}` in it stand
+for the two addresses. `--env NAME=VALUE` sets a variable of the function.
+
+**Events and answers** are those of payload format 2.0. A body is text for `text/*`, {texts}, and
+base64 for all other types. The routes, preflight requests, CORS headers, throttling by a token
+bucket for each route (429) and the limits are the service's; it answers 404 where no route fits,
+500 where the handler raises, ends its process or exceeds its timeout, 503 where there is no result
+after {integration} s, the wait for a free worker included. A handler that takes too long is killed
+in both cases. Not carried out: authorizers, stages, custom domains, parameter mapping.
+
+**The handler** runs in worker processes, one request at a time in each; they are started when they
+are needed, at most {workers}, one after the other, and kept. They see the variables that the
+template declares, those that Lambda sets, and the address and keys of the running local cloud;
+nothing else of this machine's environment, and no account's credentials. They are no sandbox. What
+it prints is in CloudWatch Logs under `/aws/lambda/<function>`, with Lambda's own lines around it,
+or on standard error where no local cloud runs. However the gateway ends, its workers end with it.
+
+**Who may ask.** Both servers listen on 127.0.0.1 only and answer requests for `127.0.0.1:<port>`
+and `localhost:<port>` alone (403); the page sends the latter on to the former, whose origin the API
+knows. The page is served from its folder as it is at that moment: no
+lists of folders, and nothing that a link leads to outside of it.
+
+| limit | here |
+| --- | --- |
+| body of a request | {body} MiB |
+| event and result of a handler | {payload:,} bytes |
+| import of a handler's module | {start} s |
+"""
+
 
 def page():
     """The whole page as Markdown."""
     parts = [HEAD, rules()]
     for title, _, operations in SECTIONS:
         parts.append(section(title, operations))
+    parts.append(gateway_section())
     parts.append(JOBS_TRIED.read_text())
     return "\n".join(parts)
 
@@ -99,10 +144,31 @@ def rules():
         opt_ml=container.OPT_ML,
         suffixes=", ".join(f"`{suffix}`" for suffix in container.TEXT_SUFFIXES),
     )
-    paragraphs = [textwrap.fill(part, WIDTH, break_on_hyphens=False) for part in text.split("\n\n")]
     table = ["| limit | here |", "| --- | --- |"]
     table += [f"| {name} | {value} |" for name, value in limits()]
-    return "\n\n".join(["## Rules for everything", *paragraphs, "\n".join(table)]) + "\n"
+    return "\n\n".join(["## Rules for everything", filled(text), "\n".join(table)]) + "\n"
+
+
+def filled(text):
+    """Paragraphs with new line breaks, tables as they are."""
+    parts = text.split("\n\n")
+    return "\n\n".join(
+        part if part.startswith("|") else textwrap.fill(part, WIDTH, break_on_hyphens=False)
+        for part in parts
+    )
+
+
+def gateway_section():
+    """The section on pages, HTTP APIs and functions."""
+    text = GATEWAY.format(
+        texts=", ".join(f"`{name}`" for name in http_api.TEXTS),
+        integration=http_api.INTEGRATION_SECONDS,
+        workers=gateway.CONCURRENCY,
+        body=http_api.MAX_BODY // MIB,
+        payload=functions.MAX_PAYLOAD,
+        start=functions.START_SECONDS,
+    )
+    return f"## A page, its API and its function\n\n{filled(text)}"
 
 
 def limits():

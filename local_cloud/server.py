@@ -7,16 +7,14 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import sqlite3
 import threading
 import time
 
 from werkzeug import Request, Response
 from werkzeug.exceptions import RequestEntityTooLarge
-from werkzeug.serving import make_server
 
-from local_cloud.errors import CloudError, ServiceError
+from local_cloud.errors import ServiceError
 from local_cloud.instance import (
     DEFAULTS,
     HOST,
@@ -29,6 +27,7 @@ from local_cloud.instance import (
     read_instance,
     write_instance,
 )
+from local_cloud.listener import BODY_READ, ApplicationSlot, KeepAlive, make_server
 
 # moto adds CORS headers for any web page unless told not to, before it is imported.
 os.environ["MOTO_DISABLE_GLOBAL_CORS"] = "true"
@@ -55,77 +54,12 @@ from local_cloud.tuning import Tuning
 MOTO_SERVICES = ("s3", "iam", "sts", "logs")
 MAX_BODY = 1 << 30  # 1 GiB; the clients upload larger objects in parts of 8 MiB.
 MAX_STRANGE_BODY = 1 << 20  # Of requests that do not even name the access key.
-MAX_DRAINED = 64 << 20  # Of a refused body that is read and thrown away,
-DRAIN_SECONDS = 1  # unless nothing of it comes for so long.
 HOME_SECONDS = 2  # Between two looks at whether the home is still there.
-BODY_READ = "local_cloud.body_read"  # Set in the environment of a request.
 log = logging.getLogger(__name__)
 
 
-class KeepAliveHandler(MotoRequestHandler):
-    """Answers many requests over one connection, without a log line for each.
-
-    werkzeug's own handler closes the connection after every answer, because it cannot know whether
-    the request's body was read to its end. `Cloud` reads it before it does anything else.
-    """
-
-    protocol_version = "HTTP/1.1"
-    timeout = 60  # Seconds after which a connection that nobody uses is closed.
-    wbufsize = -1  # Head and body leave in one piece.
-
-    def log_request(self, code="-", size="-"):
-        pass
-
-    def log_error(self, form, *args):
-        """Idle connections and requests that are not HTTP are the clients' affair."""
-
-    def run_wsgi(self):
-        if self.headers.get("Expect", "").strip().lower() == "100-continue":
-            self.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-            self.wfile.flush()
-        environ = self.make_environ()
-        try:
-            status, headers, body = self.answer_of(environ)
-            self.close_connection |= BODY_READ not in environ
-            self.send_answer(status, headers, body)
-            if BODY_READ not in environ:
-                self.drain()
-        except OSError:  # The client has gone.
-            self.close_connection = True
-
-    def drain(self):
-        """Read the rest of a refused body: else its sender sees a reset and no answer."""
-        self.connection.settimeout(DRAIN_SECONDS)
-        left = MAX_DRAINED
-        while left > 0 and (data := self.rfile.read1(1 << 20)):
-            left -= len(data)
-
-    def answer_of(self, environ):
-        """Status, headers and body that the application gives to a request."""
-        started = []
-
-        def start_response(status, headers, exc_info=None):
-            started[:] = status, headers
-
-        chunks = self.server.app(environ, start_response)
-        try:
-            return (*started, b"".join(chunks))
-        finally:
-            getattr(chunks, "close", lambda: None)()
-
-    def send_answer(self, status, headers, body):
-        code, _, words = status.partition(" ")
-        self.send_response(int(code), words)
-        for name, value in headers:
-            self.send_header(name, value)
-        bodiless = self.command == "HEAD" or int(code) in (204, 304)
-        if not bodiless and "content-length" not in {name.lower() for name, _ in headers}:
-            self.send_header("Content-Length", str(len(body)))
-        if self.close_connection:
-            self.send_header("Connection", "close")
-        self.end_headers()
-        self.wfile.write(b"" if bodiless else body)
-        self.wfile.flush()
+class KeepAliveHandler(KeepAlive, MotoRequestHandler):
+    """Keeps connections open, and the names of S3's headers as they were written."""
 
 
 class Cloud:
@@ -240,23 +174,7 @@ def serve(port, region, work_folder):
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     application = ApplicationSlot()
-    try:
-        listener = socket.create_server((HOST, port))
-    except OSError as error:
-        raise CloudError(
-            f"port {port} on {HOST} cannot be used ({os.strerror(error.errno)}); "
-            "choose another with --port, or 0 for any free one."
-        ) from error
-    server = make_server(
-        HOST,
-        port,
-        application,
-        threaded=True,
-        request_handler=KeepAliveHandler,
-        fd=listener.fileno(),
-    )
-    listener.close()
-    server.daemon_threads = True
+    server = make_server(port, application, KeepAliveHandler)
     disk = Disk(home_folder() / STATE)
     instance = Instance(
         name=os.environ[MARKER],
@@ -268,13 +186,13 @@ def serve(port, region, work_folder):
         work_folder=work_folder,
         defaults_file=str(home_folder() / DEFAULTS),
     )
-    application.cloud = Cloud(instance, disk)
-    application.cloud.restore()
+    application.app = cloud = Cloud(instance, disk)
+    cloud.restore()
     signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown).start())
     write_instance(home_folder(), instance)
     threading.Thread(target=shut_down_once_forgotten, args=(server, instance), daemon=True).start()
     server.serve_forever(poll_interval=0.1)
-    application.cloud.halt()
+    cloud.halt()
     # `stop` does this, too; a plain SIGTERM must not leave the jobs behind either.
     end_processes([p for p in processes_of(instance.name) if p.pid != instance.pid], grace=2)
     shutil.rmtree(work_folder, ignore_errors=True)
@@ -288,12 +206,3 @@ def shut_down_once_forgotten(server, instance):
     while read_instance(home_folder()) == instance:
         time.sleep(HOME_SECONDS)
     server.shutdown()
-
-
-class ApplicationSlot:
-    """Lets the port be taken before the application, which needs the port's number, is made."""
-
-    cloud = None
-
-    def __call__(self, environ, start_response):
-        return self.cloud(environ, start_response)

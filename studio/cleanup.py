@@ -36,17 +36,22 @@ def clean_up(cloud):
 
     The history of jobs stays: it costs nothing and is the record of what was done.
     """
-    client = cloud.client("sagemaker")
-    for kind, operation, result, field, delete in HOSTING:
-        for name in names(client, operation, result, field, cloud.run):
-            getattr(client, delete)(**{field: name})
-            print(f"deleted the {kind} {name}")
+    remove_hosting(cloud)
     keys = object_keys(cloud)
     s3 = cloud.client("s3")
     for first in range(0, len(keys), BATCH):
         batch = [{"Key": key} for key in keys[first : first + BATCH]]
         s3.delete_objects(Bucket=cloud.bucket, Delete={"Objects": batch})
     print(f"deleted {len(keys)} objects in S3")
+
+
+def remove_hosting(cloud):
+    """Delete the endpoints, configurations and models of this run: what costs by the hour."""
+    client = cloud.client("sagemaker")
+    for kind, operation, result, field, delete in HOSTING:
+        for name in names(client, operation, result, field, cloud.run):
+            getattr(client, delete)(**{field: name})
+            print(f"deleted the {kind} {name}")
 
 
 def leftovers(cloud, timeout=60):

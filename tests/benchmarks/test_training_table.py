@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.results import README
+
 PROJECT = Path(__file__).resolve().parents[2]
 
 
@@ -57,4 +59,4 @@ def test_ratios_are_theirs_over_ours(training):
 
 def test_the_readme_has_the_table_of_the_last_run(training):
     results = json.loads(training.RESULTS.read_text()) if training.RESULTS.exists() else {}
-    assert training.table(results) in training.README.read_text(encoding="utf-8")
+    assert training.table(results) in README.read_text(encoding="utf-8")
