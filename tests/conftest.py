@@ -14,6 +14,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # They take longest, so they begin first: no worker is left with one of them while others idle.
 LONGEST = ("test_notebook", "test_setup", "test_train_model", "test_datasets", "test_durability")
+LONGEST += ("test_notebooks_listings",)
 LONGEST += ("test_lifecycle", "test_toolkit", "test_several_hosts", "test_hosting_sdk")
 LONGEST += ("test_execute", "test_course_jobs", "test_rules", "test_report", "test_debugging")
 LONGEST += ("test_profile_rules", "test_validation", "test_cloud")
