@@ -343,10 +343,11 @@ def benchmark(table: pd.DataFrame) -> Figure:
     right.margins(x=0.15)
     right.set_xlabel("median time of an answer (ms)")
     best, fastest = table["accuracy"].idxmax(), table["milliseconds"].idxmin()
+    join = " and" if best == fastest else f", {fastest}"
     return _headline(
         figure,
-        f"{best} is the most accurate ({table.loc[best, 'accuracy']:.1%}), "
-        f"{fastest} the fastest ({table.loc[fastest, 'milliseconds']:.1f} ms)",
+        f"{best} is the most accurate ({table.loc[best, 'accuracy']:.1%}){join} "
+        f"the fastest ({table.loc[fastest, 'milliseconds']:.1f} ms)",
     )
 
 

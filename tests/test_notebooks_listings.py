@@ -38,7 +38,7 @@ def test_the_list_of_links_gives_the_photos_of_the_folder_and_reports_the_one_th
 
 def test_it_searches_depth_and_decay(run):
     told = run.output_of("follow_tuning")
-    found = re.findall(r"model (resnet\d\d), lr [\d.e-]+, gamma [\d.]+", told)
+    found = re.findall(r"lr [\d.e-]+, gamma [\d.]+, model (resnet\d\d)", told)
     assert len(found) == 2, told
     depth = re.search(r"Best of 2: \*\*(\w+)\*\*", run.output_of("depth = best"))[1]
     assert depth in found
