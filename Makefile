@@ -10,7 +10,7 @@ PY := .venv/bin/python
 NOTEBOOK := train_and_deploy.ipynb
 
 .DEFAULT_GOAL := help
-.PHONY: help run test bench benchmarks soak notebook lab stop clean venv
+.PHONY: help run test bench benchmarks soak notebook lab web-deploy web-remove stop clean venv
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,13 @@ notebook: venv  ## execute the committed notebook (NOTEBOOK=...) again, in place
 
 lab: venv  ## open the notebook in JupyterLab
 	@$(PY) -m jupyterlab $(NOTEBOOK) $(if $(filter 0,$(shell id -u)),--allow-root)
+
+web-deploy: venv  ## put the web app into your AWS account: ENDPOINT=name [PICTURES=dir] [EMAIL=…]
+	@$(PY) -m web.deploy deploy --endpoint "$(ENDPOINT)" $(if $(PICTURES),--pictures "$(PICTURES)") \
+	$(if $(EMAIL),--email "$(EMAIL)") $(if $(STACK),--stack "$(STACK)")
+
+web-remove: venv  ## take it out again; offers the stored corrections for download first
+	@$(PY) -m web.deploy remove $(if $(STACK),--stack "$(STACK)")
 
 stop:  ## stop the local cloud: every job and endpoint ends; the next start remembers them
 	@$(PY) -m local_cloud stop

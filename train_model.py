@@ -2,7 +2,7 @@
 
     python train_model.py --train data/train --valid data/valid
     python train_model.py --train data/train --valid data/valid --augment shift,flip
-    python train_model.py --train data/train --valid data/valid --epochs 3      # one minute
+    python train_model.py --train data/train --valid data/valid --epochs 3      # a look
     python train_model.py --train data/dogs --valid data/dogs_valid             # photos: a
         # pretrained network whose last layer is trained, in seconds
     python train_model.py --train data/dogs --valid data/dogs_valid --recipe photos-all
@@ -98,7 +98,7 @@ def main(args: argparse.Namespace) -> None:
         Path(args.model_dir).mkdir(parents=True, exist_ok=True)
 
     setup = prepare(args, group.say)
-    trainer = Trainer(args, setup.module, setup.train, setup.valid, group, stop)
+    trainer = Trainer(args, setup.module, setup.train, setup.valid, group, stop, setup.targets)
     with watching(trainer, Path(args.output_data_dir), run_facts(setup, args)):
         best = trainer.fit(on_epoch, setup.data_hash)
     logits = trainer.valid_logits()

@@ -92,6 +92,8 @@ def _finding(
 
 
 def _times(gain: float) -> str:
+    if gain < 1.5:
+        return f"{gain - 1:.0%} faster"
     return f"{gain:.2g} times as fast" if gain < 100 else "over 100 times as fast"
 
 
@@ -282,18 +284,31 @@ def BatchSize(
             step = profile.step_at(part["timestamp"].iloc[0])
             evidence.append(Evidence("gpu_percent", step, float(high["gpu_percent"]), said))
     gain = 100 / max(profile.system["gpu_percent"].mean(), 1)
-    size = profile.main["batch_size"]
+    size, pictures = profile.main["batch_size"], _pictures(profile)
+    remedy = "Take a smaller machine: an epoch is a single batch already."
+    if size < pictures:
+        remedy = (
+            f"Set --batch-size {min(2 * size, pictures)} instead of {size}, and again twice of it "
+            "until the GPU or its memory is full, and raise --lr along; the training gets at most "
+            f"{_times(gain)}. Or take a smaller machine."
+        )
     return _finding(
         bool(evidence),
         len(samples),
         "The batch is too small for the machine, or the machine too large."
         if evidence
         else "The batch fills the machine.",
-        f"Double --batch-size (it is {size}) until the GPU or its memory is full, and raise --lr "
-        f"along; the training gets at most {_times(gain)}. Or take a smaller machine.",
+        remedy,
         evidence[:MOST_EVIDENCE],
         evidence[0].step if evidence else None,
     )
+
+
+def _pictures(profile: Profile) -> float:
+    """Return the pictures of an epoch, which no batch can exceed; unknown before the first step."""
+    if profile.steps.empty:
+        return math.inf
+    return int(profile.steps.groupby("epoch")["pictures"].sum().max())
 
 
 def _overhead(profile: Profile, threshold: float) -> Finding:
@@ -306,9 +321,7 @@ def _overhead(profile: Profile, threshold: float) -> Finding:
     share = fixed / total
     wanted = threshold / 100
     factor = max(share * (1 - wanted) / (wanted * (1 - share)), 1)
-    # An epoch has no more pictures than that.
-    pictures = int(profile.steps.groupby("epoch")["pictures"].sum().max())
-    larger = min(size * 2 ** math.ceil(math.log2(factor)), max(pictures, size))
+    larger = min(size * 2 ** math.ceil(math.log2(factor)), max(_pictures(profile), size))
     factor = larger / size
     gain = factor / (share + (1 - share) * factor)
     saved = 1 - 1 / gain

@@ -119,7 +119,7 @@ def _anomaly(finding):
 def wide(table):
     """A table with sentences in it, none of them cut short, for a notebook."""
     with pd.option_context("display.max_colwidth", None):
-        return HTML(table.to_html())
+        return HTML(table.to_html(na_rep="–"))
 
 
 def fetch_output(cloud, job, folder="build/training-output"):

@@ -218,7 +218,7 @@ def test_names_are_shown_and_never_run(tmp_path):
     shape = Preprocessing(20, 3, (0.5,) * 3, (0.5,) * 3)
     chosen = {"wanted_precision": 0.9, "threshold": 0.99, "coverage": 0.5, "precision": 0.9}
     facts = {"abstention": chosen, "train_counts": {names[0]: 1, names[1]: 4}}
-    classifier = Classifier("small_resnet", model, shape, names, 1.0, 0.99, facts)
+    classifier = Classifier("small_resnet", model, shape, names, 1.0, 0.99, facts=facts)
     classifier.save(tmp_path / "model")
     places = ("--model-dir", tmp_path / "model", "--test", tmp_path / "test")
     assert evaluate_here(*places, "--output", tmp_path / "out") == 0

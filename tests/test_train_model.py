@@ -130,6 +130,36 @@ def test_a_torchvision_model_trains_in_the_same_way(stripes, tmp_path):
     assert load_classifier(tmp_path / "model").preprocessing.image_size == 32
 
 
+def test_counts_are_learnt_with_their_neighbours_and_answered_from_both_sides(stripes, tmp_path):
+    for split in ("train", "valid"):
+        for count, folder in enumerate(sorted((stripes / split).iterdir())):
+            shutil.copytree(folder, tmp_path / "counts" / split / str(count + 9))
+    extra = ("--ordinal", 0.6, "--augment", "flip", "--answer-views", 2, "--epochs", 4)
+    assert train_here(tmp_path / "counts", tmp_path, *extra, "--batch-size", 16) == 0
+    classifier = load_classifier(tmp_path / "model")
+    assert (classifier.answer_views, classifier.class_names) == (2, ["10", "11", "9"])
+    valid = load_split(list_split(tmp_path / "counts" / "valid"), classifier.class_names, 16, 1)
+    logits = classifier.logits(valid.images)
+    accuracy = (logits.argmax(1) == valid.labels).float().mean().item()
+    assert classifier.facts["metrics"]["valid_accuracy"] == pytest.approx(accuracy)
+    assert accuracy > 0.6
+    loss = F.cross_entropy(logits, valid.labels).item()
+    assert classifier.facts["metrics"]["valid_loss"] == pytest.approx(loss)
+
+
+@pytest.mark.parametrize(
+    ("extra", "sentence"),
+    [
+        (("--ordinal", 1), "--ordinal is for classes that are numbers, not lying, squares, standi"),
+        (("--answer-views", 2), "add flip to --augment"),
+        (("--answer-views", 4, "--augment", "flip"), "add vflip to --augment"),
+    ],
+)
+def test_what_does_not_suit_the_pictures_is_refused(stripes, tmp_path, capsys, extra, sentence):
+    assert train_here(stripes, tmp_path, *extra) == 1
+    assert sentence in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("script", ["train_model.py", "hpo.py", "evaluate.py", "inference.py"])
 def test_help_names_the_command_and_every_default(run_script, script):
     process = run_script(script, "--help")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from vision import recipes
 from vision.augment import AUGMENTATIONS
+from vision.classifier import ANSWER_VIEWS
 from vision.cli import ArgumentParser, add_switch, ranged
 from vision.models import MODEL_NAMES, parse_trainable
 from vision.schedules import SCHEDULES
@@ -101,6 +102,12 @@ def _add_optimisation(recipe: argparse._ArgumentGroup) -> None:
         help="share of the target spread over all classes; train_loss contains it",
     )
     recipe.add_argument(
+        "--ordinal",
+        type=ranged(float, 0, 100),
+        help="for classes that are numbers: neighbours share in the target, as a normal "
+        "distribution around it with this standard deviation says; 0 for none",
+    )
+    recipe.add_argument(
         "--clip-norm", type=ranged(float, 0), help="largest norm of the gradient; 0 for any"
     )
     recipe.add_argument(
@@ -136,6 +143,13 @@ def _add_pictures(recipe: argparse._ArgumentGroup) -> None:
         type=ranged(int, 1, 8),
         help="fixed changes of each picture that a frozen backbone sees: itself, its mirror "
         "image, then crops; only itself where --augment has no flip",
+    )
+    recipe.add_argument(
+        "--answer-views",
+        type=int,
+        choices=ANSWER_VIEWS,
+        help="an answer is the mean of what the network says to the picture, to its mirror image "
+        "(2), and to both upside down (4); takes as many times as long",
     )
     recipe.add_argument(
         "--image-size",

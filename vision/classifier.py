@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as tensors_to_bytes
+from torch import nn
 
 from vision.errors import ExpectedError
 from vision.models import MODEL_NAMES, Network, build_model
@@ -19,7 +20,7 @@ from vision.preprocessing import Preprocessing, decode, open_picture
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 # The version of model.json; a reader refuses one that it does not know.
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 # One forward pass takes 256 small pictures, or as many as have a million values: 6 of 224×224 in
 # colour. Larger ones are slower on processors, whose caches they leave: efficientnet_lite0 makes
 # 45 to 52 pictures/s of 8 or 4 at once on one core, and 31 of 27.
@@ -27,9 +28,22 @@ MAX_BATCH = 256
 MAX_BATCH_VALUES = 2**20
 
 
+# What the answers about a picture and about its mirror images are averaged over, as the dimensions
+# that are turned: as it is, left for right, then both of these upside down.
+FLIPS = ((), (-1,), (-2,), (-2, -1))
+ANSWER_VIEWS = (1, 2, 4)
+
+
 def forward_batch_size(images: torch.Tensor) -> int:
     """Return how many of the pictures (N, C, H, W) one forward pass takes."""
     return max(1, min(MAX_BATCH, MAX_BATCH_VALUES // images[0].numel()))
+
+
+def mean_logits(model: nn.Module, X: torch.Tensor, views: int) -> torch.Tensor:
+    """Return logits (N, classes), each the mean over so many FLIPS of what the model is given."""
+    if views == 1:
+        return model(X)
+    return torch.stack([model(X.flip(turned)) for turned in FLIPS[:views]]).mean(0)
 
 
 @dataclass
@@ -37,7 +51,8 @@ class Classifier:
     """From pictures to class probabilities: validation, evaluate.py and the endpoint share it.
 
     `temperature` divides the logits (Guo et al. 2017, arXiv:1706.04599); under a confidence of
-    `threshold` no label is given. `facts` is what else model.json tells about the training.
+    `threshold` no label is given. An answer is the mean over `answer_views` FLIPS. `facts` is what
+    else model.json tells about the training.
     """
 
     model_name: str
@@ -46,6 +61,7 @@ class Classifier:
     class_names: list[str]
     temperature: float = 1.0
     threshold: float = 0.0
+    answer_views: int = 1
     facts: dict[str, Any] = field(default_factory=dict)
 
     @torch.inference_mode()
@@ -54,7 +70,11 @@ class Classifier:
         device = next(self.model.parameters()).device
         self.model.eval()
         batches = [
-            self.model(self.preprocessing.normalise(batch.to(device))).float().cpu()
+            mean_logits(
+                self.model, self.preprocessing.normalise(batch.to(device)), self.answer_views
+            )
+            .float()
+            .cpu()
             for batch in images.split(forward_batch_size(images))
         ]
         return torch.cat(batches)
@@ -89,6 +109,7 @@ class Classifier:
             **asdict(self.preprocessing),
             "temperature": self.temperature,
             "threshold": self.threshold,
+            "answer_views": self.answer_views,
             **self.facts,
         }
 
@@ -170,6 +191,9 @@ def load_classifier(folder: str | Path, device: str | torch.device = "cpu") -> C
             )
         model.load_state_dict(load_tensors((folder / WEIGHTS).read_bytes()), assign=True)
         temperature, threshold = described["temperature"], described["threshold"]
+        answer_views = described["answer_views"]
+        if answer_views not in ANSWER_VIEWS:
+            raise ValueError(f"answer_views is {answer_views!r}")
     except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ExpectedError(
@@ -187,6 +211,7 @@ def load_classifier(folder: str | Path, device: str | torch.device = "cpu") -> C
         "std",
         "temperature",
         "threshold",
+        "answer_views",
     }
     facts = {key: value for key, value in described.items() if key not in known}
     return Classifier(
@@ -196,5 +221,6 @@ def load_classifier(folder: str | Path, device: str | torch.device = "cpu") -> C
         class_names,
         temperature,
         threshold,
+        answer_views,
         facts,
     )

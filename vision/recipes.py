@@ -19,6 +19,7 @@ SMALL = {
     "gamma": 0.9,
     "weight_decay": 0.01,
     "label_smoothing": 0.0,
+    "ordinal": 0.0,
     "augment": "shift",
     "mixup": 0.0,
     "balance": "none",
@@ -26,6 +27,7 @@ SMALL = {
     "ema": 0.0,
     "patience": 5,
     "views": 1,
+    "answer_views": 1,
 }
 # More network, more passes and harder pictures, for the last percent.
 SMALL_LONG = SMALL | {

@@ -2,7 +2,7 @@
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,13 +34,17 @@ from vision.preprocessing import Preprocessing
 
 @dataclass
 class Setup:
-    """What a training begins with; `module` is the part of the classifier that is trained."""
+    """What a training begins with; `module` is the part of the classifier that is trained.
+
+    `targets` (classes, classes) is what `ordinal_targets` returns, or None without --ordinal.
+    """
 
     classifier: Classifier
     module: nn.Module
     train: Feed
     valid: Feed
     data_hash: str
+    targets: torch.Tensor | None
 
 
 def prepare(args: argparse.Namespace, say: Callable[[str], None] = print) -> Setup:
@@ -56,6 +60,8 @@ def prepare(args: argparse.Namespace, say: Callable[[str], None] = print) -> Set
     natural_size, channels = natural_shape(train_entries)
     recipes.complete(args, natural_size <= LARGEST_SMALL_PICTURE)
     augment = parse_augment(args.augment)
+    _check_answer_views(args, augment)
+    targets = ordinal_targets(class_names, args.ordinal) if args.ordinal else None
     if args.dry_run:
         train_entries = spread(train_entries, DRY_RUN_PICTURES)
         valid_entries = spread(valid_entries, DRY_RUN_PICTURES)
@@ -69,12 +75,13 @@ def prepare(args: argparse.Namespace, say: Callable[[str], None] = print) -> Set
         classifier = Classifier(args.model, network, preprocessing, class_names)
         # The second view is the mirror image.
         views = args.views if "flip" in augment else 1
-        return _frozen(args, classifier, reader, train_entries, valid_entries, views)
+        return _frozen(args, classifier, reader, train_entries, valid_entries, views, targets)
 
     train, valid = reader.read(train_entries, "training"), reader.read(valid_entries, "validation")
     if preprocessing is None:
         preprocessing = Preprocessing(size, channels, *channel_statistics(train.images))
     classifier = Classifier(args.model, network, preprocessing, class_names)
+    classifier.answer_views = args.answer_views
     transform = build_augment(augment, size, preprocessing.mean)
     return Setup(
         classifier,
@@ -82,7 +89,39 @@ def prepare(args: argparse.Namespace, say: Callable[[str], None] = print) -> Set
         PictureFeed(train, preprocessing, transform, args.mixup),
         PictureFeed(valid, preprocessing),
         train.data_hash,
+        targets,
     )
+
+
+def ordinal_targets(class_names: Sequence[str], sigma: float) -> torch.Tensor:
+    """Return float32 shares (classes, classes) of all classes that each one stands for.
+
+    They fall with the square of the distance, as exp(-d²/2σ²), and sum to one (soft ordinal
+    vectors: Díaz and Marathe, CVPR 2019, "Soft Labels for Ordinal Regression", equation 1, with the
+    squared error as the metric). Raises ExpectedError where a class name is not a whole number.
+    """
+    if not all(name.isascii() and name.isdigit() for name in class_names):
+        raise ExpectedError(
+            f"--ordinal is for classes that are numbers, not {', '.join(class_names[:3])}: "
+            "leave it out"
+        )
+    numbers = torch.tensor([float(name) for name in class_names])
+    return torch.softmax(-((numbers[:, None] - numbers) ** 2) / (2 * sigma**2), dim=1)
+
+
+def _check_answer_views(args: argparse.Namespace, augment: Sequence[str]) -> None:
+    needed = {1: (), 2: ("flip",), 4: ("flip", "vflip")}[args.answer_views]
+    missing = [name for name in needed if name not in augment]
+    if missing:
+        raise ExpectedError(
+            f"--answer-views {args.answer_views} asks about pictures that the network never "
+            f"learnt from: add {', '.join(missing)} to --augment"
+        )
+    if needed and args.trainable == "head":
+        raise ExpectedError(
+            "--answer-views needs --trainable all or some stages: a frozen backbone is asked about "
+            "every validation picture only as it is"
+        )
 
 
 def _network(args: argparse.Namespace, channels: int, num_classes: int) -> Network:
@@ -111,6 +150,7 @@ def _frozen(
     train_entries: list[Entry],
     valid_entries: list[Entry],
     train_views: int,
+    targets: torch.Tensor | None,
 ) -> Setup:
     """Set up the training of the head alone, on features that are computed once."""
     if torch.cuda.is_available():
@@ -133,7 +173,7 @@ def _frozen(
 
     train, data_hash = feed(train_entries, args.train, train_views, "training")
     valid, _ = feed(valid_entries, args.valid, 1, "validation")
-    return Setup(classifier, classifier.model.head, train, valid, data_hash)
+    return Setup(classifier, classifier.model.head, train, valid, data_hash, targets)
 
 
 @dataclass

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from vision.checkpoint import Checkpoints
+from vision.classifier import mean_logits
 from vision.cpu import keep_memory, mend_bfloat16
 from vision.distributed import Group
 from vision.errors import ExpectedError
@@ -78,12 +79,17 @@ class StopRequest:
 
 
 @torch.inference_mode()
-def logits_of(model: nn.Module, feed: Feed, device: torch.device, group: Group) -> torch.Tensor:
-    """Return float32 logits (N, classes) on the CPU, each process computing its share of them."""
+def logits_of(
+    model: nn.Module, feed: Feed, device: torch.device, group: Group, views: int = 1
+) -> torch.Tensor:
+    """Return float32 logits (N, classes) on the CPU, each process computing its share of them.
+
+    Each is the mean over so many views of the picture, see `mean_logits`.
+    """
     model.eval()
     numbers = torch.arange(len(feed)).tensor_split(group.size)[group.rank]
     rows = [
-        model(feed.inputs(feed.plain(batch), device)).float().cpu()
+        mean_logits(model, feed.inputs(feed.plain(batch), device), views).float().cpu()
         for batch in numbers.split(feed.eval_batch)
     ]
     mine = torch.cat(rows)
@@ -106,8 +112,9 @@ class Trainer:
     """One training run: what is trained, how, and how far it has come.
 
     `module` maps what `train.inputs` returns to logits (N, classes). All processes of a group
-    hold the same weights after every step; only the main one prints and writes. `debugger` and
-    `profiler` look on and change nothing.
+    hold the same weights after every step; only the main one prints and writes. `targets`
+    (classes, classes) are the shares of all classes that each label stands for, itself alone
+    where there are none. `debugger` and `profiler` look on and change nothing.
     """
 
     def __init__(
@@ -118,6 +125,7 @@ class Trainer:
         valid: Feed,
         group: Group,
         stop: StopRequest,
+        targets: torch.Tensor | None = None,
     ):
         self.args, self.train, self.valid = args, train, valid
         self.group, self.stop = group, stop
@@ -138,6 +146,7 @@ class Trainer:
             label_smoothing=args.label_smoothing,
             reduction="none",
         )
+        self.targets = None if targets is None else targets.to(self.device)
         self.workers = args.workers
         if args.workers is None:
             self.workers = (os.cpu_count() or 1) // 2 if self.device.type == "cuda" else 0
@@ -195,7 +204,8 @@ class Trainer:
 
     def valid_logits(self) -> torch.Tensor:
         """Return the logits (N, classes) of the validation pictures, in float32."""
-        return logits_of(self._answering(), self.valid, self.device, self.group)
+        views = self.args.answer_views
+        return logits_of(self._answering(), self.valid, self.device, self.group, views)
 
     @property
     def _done(self) -> int:
@@ -289,7 +299,7 @@ class Trainer:
             y = y.to(self.device, non_blocking=True)
             with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
                 logits = self.model(self.train.inputs(X, self.device))
-            losses = self.loss(logits.float(), y)
+            losses = self.loss(logits.float(), self._target(y))
         with self.profiler.phase("backward"):
             self.optimizer.zero_grad()
             # The gradients of the processes are averaged: times their number makes that a sum,
@@ -308,6 +318,12 @@ class Trainer:
         self.totals.loss += losses.detach().sum()
         self.totals.correct += right.sum()
         self.totals.seen.index_add_(0, numbers, torch.ones(len(numbers), dtype=torch.int32))
+
+    def _target(self, y: torch.Tensor) -> torch.Tensor:
+        """Return what the loss compares with, for labels (N) or shares of labels (N, classes)."""
+        if self.targets is None:
+            return y
+        return self.targets[y] if y.ndim == 1 else y @ self.targets
 
     def _set_lr(self, step: int) -> None:
         steps = self.args.epochs * self.steps_per_epoch

@@ -169,8 +169,14 @@ def test_an_endpoint_that_cannot_start_raises_its_reason(cloud):
 
 
 def test_an_archive_is_read_without_being_unpacked(cloud):
-    uri = put(cloud, "model.tar.gz", tar_gz({"model.json": b"{}", "code/inference.py": b"pass\n"}))
-    assert jobs.list_archive(cloud, uri) == [("model.json", 2), ("code/inference.py", 5)]
+    package = {"code/vision/a.py": b"1", "code/vision/b/c.py": b"12"}
+    files = {"model.json": b"{}", "code/inference.py": b"pass\n", **package}
+    uri = put(cloud, "model.tar.gz", tar_gz(files))
+    assert jobs.list_archive(cloud, uri) == [
+        ("model.json", 2),
+        ("code/inference.py", 5),
+        ("code/vision/ (2 files)", 3),
+    ]
     assert jobs.read_from_archive(cloud, uri, "code/inference.py") == b"pass\n"
     with pytest.raises(KeyError, match=r"weights\.pth"):
         jobs.read_from_archive(cloud, uri, "weights.pth")

@@ -17,7 +17,7 @@ def classifier():
     model = build_model("small_resnet", 1, 3, head_hidden=(6, 5), dropout=0.25)
     preprocessing = Preprocessing(16, 1, (0.3,), (0.4,))
     facts = {"metrics": {"valid_accuracy": 0.5}, "data_hash": "abc"}
-    return Classifier("small_resnet", model, preprocessing, ["b", "a", "c"], 1.7, 0.4, facts)
+    return Classifier("small_resnet", model, preprocessing, ["b", "a", "c"], 1.7, 0.4, 2, facts)
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_loading_downloads_nothing_and_leaves_the_random_numbers_alone(tmp_path,
 def test_the_description_fulfils_the_contract(classifier, tmp_path):
     classifier.save(tmp_path, [(__file__, "inference.py"), (Path(__file__).parent, "vision")])
     described = json.loads((tmp_path / "model.json").read_text())
-    assert (described["schema_version"], described["architecture"]) == (2, "small_resnet")
+    assert (described["schema_version"], described["architecture"]) == (3, "small_resnet")
     assert (described["head_hidden"], described["dropout"]) == ([6, 5], 0.25)
     assert described["class_names"] == ["b", "a", "c"]
     assert (described["image_size"], described["channels"]) == (16, 1)
@@ -67,6 +67,20 @@ def test_the_company_of_a_picture_does_not_change_its_probabilities(classifier, 
     single = torch.cat([classifier.probabilities(image[None]) for image in images])
     assert torch.allclose(whole, single, atol=1e-6)
     assert torch.allclose(whole.sum(1), torch.ones(9, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(("views", "turned"), [(2, [(3,)]), (4, [(3,), (2,), (2, 3)])])
+def test_an_answer_over_several_views_is_the_same_for_a_mirrored_picture(
+    classifier, images, views, turned
+):
+    classifier.answer_views = 1
+    assert not torch.allclose(classifier.logits(images), classifier.logits(images.flip(3)))
+    single = [classifier.logits(images.flip(sides)) for sides in ((), *turned)]
+    classifier.answer_views = views
+    assert torch.allclose(classifier.logits(images), sum(single) / views, atol=1e-5)
+    for sides in turned:
+        same = classifier.logits(images.flip(sides))
+        assert torch.allclose(same, classifier.logits(images), atol=1e-5)
 
 
 def test_saving_replaces_an_older_model_and_leaves_nothing_else(classifier, tmp_path):
@@ -111,8 +125,8 @@ def test_a_full_disk_leaves_the_older_model_whole(classifier, tmp_path, monkeypa
         ("model.json", "{", "is damaged"),
         ("model.json", "[]", "is damaged"),
         ("model.json", '{"schema_version": 99}', "has version 99"),
-        ("model.json", '{"schema_version": 1}', "has version 1, this program reads 2"),
-        ("model.json", '{"schema_version": 2, "architecture": "os.system"}', "is damaged"),
+        ("model.json", '{"schema_version": 1}', "has version 1, this program reads 3"),
+        ("model.json", '{"schema_version": 3, "architecture": "os.system"}', "is damaged"),
         ("model.safetensors", "", "is damaged"),
         ("model.safetensors", "\x80\x04pickled", "is damaged"),
     ],

@@ -1,8 +1,9 @@
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
-from vision.features import backbone_features, cached_features, view_pictures
+from vision.features import backbone_features, cached_features, folded, view_pictures
 from vision.models import build_model
 from vision.preprocessing import Preprocessing
 
@@ -85,6 +86,25 @@ def test_a_network_goes_on_learning_after_its_features_were_taken(network, image
     network.train()(PREPROCESSING.normalise(images)).sum().backward()
     with torch.no_grad():
         network.backbone[0][0].weight += network.backbone[0][0].weight.grad
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["small_resnet", "resnet18", "mobilenet_v3_large", "efficientnet_b0", "efficientnet_lite0"],
+)
+def test_without_its_batch_norms_a_backbone_says_the_same(name):
+    torch.manual_seed(0)
+    backbone = build_model(name, 3, 4).backbone.eval()
+    norms = [m for m in backbone.modules() if isinstance(m, nn.BatchNorm2d)]
+    for norm in norms:
+        for values in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
+            nn.init.uniform_(values, 0.5, 1.5)
+    X = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        expected, found = backbone(X), folded(backbone)(X)
+    assert torch.allclose(found, expected, rtol=1e-3, atol=1e-4 * expected.abs().max())
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in folded(backbone).modules())
+    assert len([m for m in backbone.modules() if isinstance(m, nn.BatchNorm2d)]) == len(norms)
 
 
 def test_the_features_are_the_backbones_own_whatever_the_batches(network, images, monkeypatch):

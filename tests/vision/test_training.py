@@ -16,6 +16,7 @@ from vision.errors import ExpectedError
 from vision.feeds import PictureFeed
 from vision.models import build_model
 from vision.preprocessing import Preprocessing
+from vision.setup import ordinal_targets
 from vision.training import StopRequest, Trainer, logits_of
 
 CPU = torch.device("cpu")
@@ -54,7 +55,7 @@ def linear():
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
 
 
-def trainer_of(train, args, module=None, valid=None, stop=None):
+def trainer_of(train, args, module=None, valid=None, stop=None, targets=None):
     size, channels = train.images.shape[-1], train.images.shape[1]
     preprocessing = Preprocessing(size, channels, *channel_statistics(train.images))
     names = parse_augment(args.augment) if args.augment != "shift" else ()
@@ -66,6 +67,7 @@ def trainer_of(train, args, module=None, valid=None, stop=None):
         PictureFeed(valid or train, preprocessing),
         Group(),
         StopRequest() if stop is None else stop,
+        targets,
     )
 
 
@@ -86,6 +88,38 @@ def test_losses_and_accuracies_are_means_over_samples(batch_size):
     for part in ("train", "valid"):
         assert metrics[f"{part}_loss"] == pytest.approx(loss, rel=1e-5)
         assert metrics[f"{part}_accuracy"] == pytest.approx(accuracy)
+
+
+def test_counts_share_their_target_with_their_neighbours():
+    targets = ordinal_targets(["1", "10", "2"], 0.5)
+    assert torch.allclose(targets.sum(1), torch.ones(3))
+    # One apart counts for exp(-1²/(2·0.5²)) of the count itself, whatever the order of the names.
+    near = 0.1353352832 / 1.1353352832
+    assert torch.allclose(targets[0], torch.tensor([1 - near, 0.0, near]), atol=1e-6)
+    assert torch.allclose(targets[1], torch.tensor([0.0, 1.0, 0.0]), atol=1e-6)
+    with pytest.raises(ExpectedError, match="classes that are numbers, not bag, coat"):
+        ordinal_targets(["bag", "coat"], 0.5)
+
+
+@pytest.mark.parametrize("mixup", [0.0, 0.5])
+def test_the_loss_is_the_cross_entropy_with_the_shared_targets(mixup):
+    split, targets = random_split(20), ordinal_targets(["1", "2", "3"], 0.8)
+    args = arguments(lr=0.0, batch_size=20, mixup=mixup)
+    trainer = trainer_of(split, args, targets=targets)
+    seen = []
+    trainer.loss = lambda logits, y: (
+        seen.append((logits, y)) or F.cross_entropy(logits, y, reduction="none")
+    )
+    loss = fit(trainer).metrics["train_loss"]
+    logits, shares = seen[0]
+    expected = -(shares * logits.log_softmax(1)).sum(1).mean().item()
+    assert loss == pytest.approx(expected, rel=1e-5)
+    rows = {tuple(round(v, 5) for v in row) for row in shares.tolist()}
+    if mixup:
+        assert torch.allclose(shares.sum(1), torch.ones(20))
+        assert len(rows) > 3
+    else:
+        assert rows == {tuple(round(v, 5) for v in row) for row in targets.tolist()}
 
 
 @pytest.mark.parametrize("left_out", [0, 7])

@@ -1,0 +1,1 @@
+"""A photo's category on a web page: the page, the function behind it, their infrastructure."""
