@@ -1,5 +1,6 @@
 # `make help` lists the targets. Settings: PYTHON=... picks the Python that .venv is made with,
-# DATA_DIR=... a folder with copies of the data sets.
+# DATA_DIR=... a folder with copies of the data sets, NOTEBOOK=notebooks/... another notebook than
+# the course for run, notebook and lab.
 
 # The first Python that is new enough and really runs; else python3, so that the set-up can say why.
 PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10; do \
@@ -32,7 +33,7 @@ soak: venv  ## 50 kills of the local cloud, its jobs and endpoints at random mom
 	@SOAK_ROUNDS=50 SOAK_JOBS=200 $(PY) -m pytest tests/local_cloud/test_durability.py \
 	tests/local_cloud/test_api.py -k "random_moments or many_jobs"
 
-notebook: venv  ## execute the committed notebook again, in place
+notebook: venv  ## execute the committed notebook (NOTEBOOK=...) again, in place
 	@$(PY) -m studio.execute $(NOTEBOOK) --output $(NOTEBOOK)
 
 lab: venv  ## open the notebook in JupyterLab

@@ -129,6 +129,51 @@ def largest_gap(evaluation, answers):
     return float(np.max(gaps))
 
 
+def benchmark(cards, milliseconds):
+    """How candidates do on the validation pictures, and how quickly they answer: a DataFrame.
+
+    Args:
+        cards: the content of each one's model.json, by its name.
+        milliseconds: the durations of requests to each, as `time_requests` returns them.
+
+    Columns: pretrained, pictures, accuracy, low and high (its 95% interval, Wilson 1927),
+    milliseconds (median) and trained_in (seconds of the whole job).
+    """
+    from vision.metrics import share  # Here, because it loads torch.
+
+    rows = {}
+    for name, card in cards.items():
+        pictures, accuracy = card["valid_pictures"], card["metrics"]["valid_accuracy"]
+        measured = share(round(accuracy * pictures), pictures)
+        low, high = measured["accuracy_interval_95"]
+        rows[name] = {
+            "pretrained": card["hyperparameters"]["pretrained"],
+            "pictures": pictures,
+            "accuracy": measured["accuracy"],
+            "low": low,
+            "high": high,
+            "milliseconds": float(np.median(milliseconds[name])),
+            "trained_in": card["seconds"],
+        }
+    table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("model")
+    return table.sort_values("accuracy", ascending=False)
+
+
+def choose(table):
+    """The candidate to serve: the fastest of those as accurate as the best.
+
+    As accurate means to within one standard error of the best one's accuracy: the rule of Breiman,
+    Friedman, Olshen and Stone, *Classification and Regression Trees* (1984), section 3.4.3, with
+    speed in the place of simplicity.
+
+    Args:
+        table: what `benchmark` returned.
+    """
+    best = table["accuracy"].max()
+    error = np.sqrt(best * (1 - best) / table["pictures"])
+    return table[table["accuracy"] >= best - error]["milliseconds"].idxmin()
+
+
 def time_requests(ask, pictures, count):
     """Durations in milliseconds of `count` requests, one after the other.
 

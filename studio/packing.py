@@ -9,7 +9,7 @@ from PIL import Image
 
 from studio.pictures import DataError
 from vision.errors import ExpectedError
-from vision.recordio import write_records
+from vision.recordio import read_list, read_parts, read_records, write_records
 
 
 def write_tar(files: list[tuple[Path, str]], path: Path) -> None:
@@ -55,6 +55,15 @@ def write_recordio(
         write_records(path, records)
     except ExpectedError as error:
         raise DataError(f"{error}.") from error
+
+
+def read_recordio(path: Path) -> dict[str, bytes]:
+    """Dict of <class>/<file> → picture, in the order of the records that write_recordio wrote."""
+    names = {number: name for number, (_, name) in read_list(path.with_suffix(".lst")).items()}
+    with path.open("rb") as file:
+        return {
+            names[record.number]: read_parts(file, record.parts) for record in read_records(path)
+        }
 
 
 def _resized(file, image_size, quality):

@@ -94,6 +94,19 @@ def sample_grid(
 
 
 @_figure
+def named_pictures(pictures: dict[str, Picture]) -> Figure:
+    """Pictures of one size side by side, each under its name."""
+    opened = {name: _open(picture) for name, picture in pictures.items()}
+    figure, grid = plt.subplots(1, len(opened), figsize=(WIDTH, 2.2), squeeze=False)
+    for axes, (name, picture) in zip(grid.flat, opened.items(), strict=True):
+        axes.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        axes.set_axis_off()
+        _caption(axes, name)
+    sizes = {f"{picture.width}×{picture.height}" for picture in opened.values()}
+    return _headline(figure, f"{len(opened)} pictures of {' or '.join(sorted(sizes))} pixels")
+
+
+@_figure
 def mean_pictures(means: dict[str, np.ndarray]) -> Figure:
     """The mean picture of every class, from `Survey.mean_pictures`."""
     columns = min(5, len(means))
@@ -185,13 +198,7 @@ def tuning_trials(trials: pd.DataFrame) -> Figure:
     if len(stopped):
         ring = {"marker": "o", "markersize": 12, "fillstyle": "none", "linestyle": "none"}
         left.plot(stopped["lr"], stopped["accuracy"], color=UNSURE, label="stopped early", **ring)
-    left.set_xscale("log")
-    left.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    left.xaxis.set_major_formatter("{x:g}")
-    left.xaxis.set_minor_formatter(NullFormatter())
-    left.set_xlabel("learning rate, log scale")
-    left.set_ylabel("validation accuracy")
-    left.yaxis.set_major_formatter(PercentFormatter(1))
+    _accuracy_by_learning_rate(left)
     left.legend(title="batch size")
     right.set_xlabel("trial, in order of start")
     right.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
@@ -202,6 +209,43 @@ def tuning_trials(trials: pd.DataFrame) -> Figure:
         f"Best of {len(trials)} trials: validation accuracy {best['accuracy']:.1%} with learning "
         f"rate {best['lr']:.2g} and batches of {best['batch_size']:g}",
     )
+
+
+@_figure
+def depth_and_decay(trials: pd.DataFrame) -> Figure:
+    """Trials of a search over network depth and a decaying learning rate: the objective over both.
+
+    trials: one row a trial; columns model, lr (the first one), gamma (its factor for every epoch)
+        and objective, a fraction that is missing where the trial reported none.
+    """
+    known = trials.dropna(subset="objective")
+    if known.empty:
+        return _sentence(f"None of the {len(trials)} trials reported an accuracy")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 3.2), sharey=True)
+    for i, (model, group) in enumerate(known.groupby("model")):
+        style = {"color": _colour(i), "marker": MARKERS[i % len(MARKERS)], "linestyle": "none"}
+        left.plot(group["lr"], group["objective"], label=model, **style)
+        right.plot(group["gamma"], group["objective"], **style)
+    _accuracy_by_learning_rate(left)
+    left.legend(title="network")
+    right.set_xlabel("factor of the learning rate for every epoch")
+    best = known.loc[known["objective"].idxmax()]
+    return _headline(
+        figure,
+        f"Best of {len(trials)} trials: validation accuracy {best['objective']:.1%} with "
+        f"{best['model']} and learning rate {best['lr']:.2g}, times {best['gamma']:.2f} every "
+        "epoch",
+    )
+
+
+def _accuracy_by_learning_rate(axes):
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("learning rate, log scale")
+    axes.set_ylabel("validation accuracy")
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
 
 
 @_figure
@@ -275,6 +319,35 @@ def per_class(table: pd.DataFrame) -> Figure:
         figure,
         f"“{weakest.name}” is the weakest class: precision {weakest['precision']:.1%}, "
         f"recall {weakest['recall']:.1%}",
+    )
+
+
+@_figure
+def benchmark(table: pd.DataFrame) -> Figure:
+    """Candidates side by side: accuracy with its 95% interval, and the time of one answer.
+
+    table: from `studio.evaluation.benchmark`, one row a model.
+    """
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(WIDTH, 1.2 + 0.45 * len(table)), sharey=True
+    )
+    reach = [table["accuracy"] - table["low"], table["high"] - table["accuracy"]]
+    left.errorbar(table["accuracy"], table.index, xerr=reach, fmt="o", capsize=4)
+    left.set_xlabel("validation accuracy, 95% interval")
+    left.xaxis.set_major_formatter(PercentFormatter(1))
+    left.set_ylabel("model")
+    left.margins(y=0.2)
+    left.invert_yaxis()
+    bars = right.barh(table.index, table["milliseconds"], height=0.5)
+    right.bar_label(bars, fmt="%.1f", padding=3)
+    right.margins(x=0.15)
+    right.set_xlabel("median time of an answer (ms)")
+    best, fastest = table["accuracy"].idxmax(), table["milliseconds"].idxmin()
+    join = " and" if best == fastest else f", {fastest}"
+    return _headline(
+        figure,
+        f"{best} is the most accurate ({table.loc[best, 'accuracy']:.1%}){join} "
+        f"the fastest ({table.loc[fastest, 'milliseconds']:.1f} ms)",
     )
 
 

@@ -1,65 +1,56 @@
-"""The committed notebook, as a reader finds it, and the same cells run again on few pictures."""
+"""The committed notebooks, as a reader finds them, and the course run again on few pictures."""
 
 import json
 import os
 import platform
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import boto3
 import nbformat
-import psutil
 import pytest
+from notebook_runs import (
+    COURSE,
+    FEW,
+    LISTINGS,
+    accuracy,
+    all_text,
+    assert_clean,
+    code_cells,
+    figures,
+    processes_of,
+    run_notebook,
+)
 
-ROOT = Path(__file__).resolve().parent.parent
-NOTEBOOK = ROOT / "train_and_deploy.ipynb"
 MACHINE = re.compile(r"(?<![\w.])/(root|home|work|tmp|Users|var|mnt|private)/", re.IGNORECASE)
 REGISTRIES = re.compile(r"pypi\.org|pythonhosted\.org|/opt/pypi|/opt/wheels|site-packages")
-FEW = {"PICTURES": 600, "TRIALS": 2, "TRIAL_EPOCHS": 1, "EPOCHS": 3}
-CLOSED_PORT = "http://127.0.0.1:9"
-PARTS = ["train_model.py", "hpo.py", "extract_features.py", "evaluate.py", "inference.py"]
-PARTS += ["report.py", "vision", "insight", "studio", "local_cloud"]
+# A result: it belongs into what a cell computes, where a new run makes it anew.
+TYPED_RESULT = re.compile(r"\d\.\d+ ?(%|ms\b|s\b|seconds)")
 
 
 # ---- as committed ----
 
 
+@pytest.fixture(scope="module", params=[COURSE, LISTINGS], ids=lambda path: path.stem)
+def path(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def committed():
-    return nbformat.read(NOTEBOOK, as_version=4)
+def committed(path):
+    return nbformat.read(path, as_version=4)
 
 
-def code_cells(notebook):
-    return [cell for cell in notebook["cells"] if cell.cell_type == "code"]
+def prose_of(notebook):
+    return "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
 
 
-def outputs(notebook):
-    return [output for cell in code_cells(notebook) for output in cell.outputs]
-
-
-def text_of(output):
-    """All of an output that is text: streams, plain text, Markdown and HTML, but no pictures."""
-    data = output.get("data", {})
-    parts = [output.get("text", ""), *output.get("traceback", [])]
-    parts += [data[kind] for kind in data if kind.startswith("text/")]
-    return "\n".join(parts)
-
-
-def all_text(notebook):
-    return "\n".join(text_of(output) for output in outputs(notebook))
-
-
-def figures(notebook):
-    return [output for output in outputs(notebook) if "image/png" in output.get("data", {})]
-
-
-def test_it_is_a_valid_notebook_of_bearable_length(committed):
+def test_it_is_a_valid_notebook_of_bearable_length(committed, path):
     nbformat.validate(committed)
     assert 30 <= len(committed.cells) <= 110
-    assert NOTEBOOK.stat().st_size < 3_000_000
+    assert path.stat().st_size < 3_000_000
 
 
 def test_its_cells_are_short(committed):
@@ -73,6 +64,10 @@ def test_its_code_is_introduced_by_prose(committed):
     bare = [i for i, kind in enumerate(kinds) if kind == "code" and kinds[i - 1] != "markdown"]
     assert kinds[0] == "markdown"
     assert len(bare) <= 0.2 * kinds.count("code"), f"cells without prose before them: {bare}"
+
+
+def test_its_prose_states_no_result(committed):
+    assert TYPED_RESULT.search(prose_of(committed)) is None
 
 
 def test_it_is_committed_as_executed_from_top_to_bottom(committed):
@@ -92,104 +87,20 @@ def test_it_names_no_path_and_no_host_of_the_machine_that_ran_it(committed):
     assert [line for line in lines if names.search(line)] == []
 
 
-def test_its_links_to_files_of_the_project_lead_somewhere(committed):
-    prose = "\n".join(cell.source for cell in committed.cells if cell.cell_type == "markdown")
-    targets = [t for t in re.findall(r"\]\(([^)]+)\)", prose) if not t.startswith("http")]
+def test_its_links_to_files_of_the_project_lead_somewhere(committed, path):
+    found = re.findall(r"\]\(([^)]+)\)", prose_of(committed))
+    targets = [target for target in found if not target.startswith("http")]
     assert targets
-    assert [target for target in targets if not (ROOT / target).exists()] == []
-
-
-def assert_clean(notebook):
-    bad = [
-        output
-        for output in outputs(notebook)
-        if output.output_type == "error" or output.get("name") == "stderr"
-    ]
-    assert bad == []
+    assert [target for target in targets if not (path.parent / target).exists()] == []
 
 
 # ---- run again ----
 
 
-class Run:
-    """The whole notebook on few pictures, in a copy of the project with a cloud of its own."""
-
-    def __init__(self, folder, parameters, environment):
-        self.project = folder / "project"
-        ignored = shutil.ignore_patterns("__pycache__", ".*")
-        for name in PARTS:
-            if (ROOT / name).is_dir():
-                shutil.copytree(ROOT / name, self.project / name, ignore=ignored)
-            else:
-                self.project.mkdir(exist_ok=True)
-                shutil.copy(ROOT / name, self.project)
-        for path in [NOTEBOOK, *ROOT.glob("requirements*.txt")]:
-            shutil.copy(path, self.project)
-        self.output = folder / "run.ipynb"
-        self.home = folder / "cloud"
-        kept = {key: value for key, value in os.environ.items() if not key.startswith("AWS_")}
-        kept.pop("DATA_DIR", None)
-        self.environment = {**kept, "LOCAL_CLOUD_HOME": str(self.home), **environment}
-        options = [f"-p{name}={value}" for name, value in parameters.items()]
-        self.process = self.python(
-            "studio.execute", NOTEBOOK.name, "--output", self.output, "--html", *options
-        )
-        assert self.process.returncode == 0, self.process.stdout + self.process.stderr
-        self.notebook = nbformat.read(self.output, as_version=4)
-
-    def python(self, module, *args):
-        return subprocess.run(
-            [sys.executable, "-m", module, *map(str, args)],
-            cwd=self.project,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            timeout=400,
-        )
-
-    def variables(self):
-        """What `python -m local_cloud env` prints for a shell, as a dict."""
-        printed = self.python("local_cloud", "env", "--format", "json").stdout
-        return json.loads(printed)
-
-    def stop(self):
-        return self.python("local_cloud", "stop")
-
-    def output_of(self, words):
-        """The text that the one code cell with these words in it left."""
-        (cell,) = [cell for cell in code_cells(self.notebook) if words in cell.source]
-        return "\n".join(text_of(output) for output in cell.outputs)
-
-
-def run_notebook(folder, parameters, environment):
-    run = None
-    try:
-        run = Run(folder, parameters, environment)
-        yield run
-    finally:
-        home = {"LOCAL_CLOUD_HOME": str(folder / "cloud")}
-        command = [sys.executable, "-m", "local_cloud", "reset"]
-        subprocess.run(command, cwd=ROOT, env={**os.environ, **home}, capture_output=True)
-
-
 @pytest.fixture(scope="module")
 def fashion(data_dir, tmp_path_factory):
     folder = tmp_path_factory.mktemp("fashion")
-    yield from run_notebook(folder, FEW, {"DATA_DIR": str(data_dir)})
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory):
-    cut = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), CLOSED_PORT)
-    folder = tmp_path_factory.mktemp("digits")
-    # So few pictures that a shorter trial would choose at random.
-    chosen = {"PICTURES": 300, "EPOCHS": 8, "TRIAL_EPOCHS": 6, "TRIAL_SHARE": 1}
-    yield from run_notebook(folder, {**FEW, **chosen}, cut)
-
-
-def accuracy(run):
-    match = re.search(r"\*\*Test accuracy ([0-9.]+)%\*\*", all_text(run.notebook))
-    return float(match[1]) / 100
+    yield from run_notebook(folder, COURSE, FEW, {"DATA_DIR": str(data_dir)})
 
 
 def test_a_run_on_few_pictures_succeeds_without_a_warning(fashion):
@@ -270,12 +181,7 @@ def test_its_jobs_stay_listed_for_boto3(fashion, monkeypatch):
 
 
 def test_not_one_object_is_left_in_s3(fashion):
-    session = boto3.session.Session(region_name=fashion.variables()["AWS_REGION"])
-    keys = ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
-    endpoint, key, secret = (fashion.variables()[name] for name in keys)
-    s3 = session.client(
-        "s3", endpoint_url=endpoint, aws_access_key_id=key, aws_secret_access_key=secret
-    )
+    s3 = fashion.client("s3")
     (bucket,) = s3.list_buckets()["Buckets"]
     found = s3.list_objects_v2(Bucket=bucket["Name"]).get("Contents", [])
     assert [entry["Key"] for entry in found] == []
@@ -293,15 +199,6 @@ def test_its_jobs_stay_listed_for_the_command_line(fashion):
     assert status.count("Completed") == 8
 
 
-def test_without_data_and_network_the_digits_stand_in_loudly(digits):
-    assert_clean(digits.notebook)
-    banner = digits.output_of("dataset.banner()")
-    assert "This run does not use Fashion-MNIST" in banner
-    assert "DATA_DIR" in banner
-    assert "the fall-back: no Fashion-MNIST here" in digits.process.stdout
-    assert accuracy(digits) > 0.4
-
-
 def test_stop_ends_every_process_and_reset_removes_the_files(fashion):
     name = json.loads((fashion.home / "server.json").read_text())["name"]
     assert processes_of(name)
@@ -309,15 +206,3 @@ def test_stop_ends_every_process_and_reset_removes_the_files(fashion):
     assert processes_of(name) == []
     assert fashion.python("local_cloud", "reset").returncode == 0
     assert not fashion.home.exists()
-
-
-def processes_of(name):
-    """Living processes whose environment names this instance of the local cloud."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if name in process.environ().values() and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found

@@ -230,9 +230,15 @@ def _weights(name: str) -> Any:
     return models.get_model_weights(name).IMAGENET1K_V1
 
 
+def weights_source(name: str) -> tuple[str, Path]:
+    """Return the address of torchvision's weights and the file in which torch.hub keeps them."""
+    url = _weights(name).url
+    return url, Path(torch.hub.get_dir(), "checkpoints", url.rpartition("/")[2])
+
+
 def _download(name: str) -> dict[str, torch.Tensor]:
     weights = _weights(name)
-    file = Path(torch.hub.get_dir(), "checkpoints", weights.url.rpartition("/")[2])
+    _, file = weights_source(name)
     try:
         return weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except (URLError, ConnectionError, TimeoutError) as error:

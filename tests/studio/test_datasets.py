@@ -22,6 +22,7 @@ from PIL import Image
 
 from studio import datasets, explore, fashion_mnist
 from studio.datasets import SPLITS, DataError, Dataset, pack, prepare, samples
+from studio.packing import read_recordio
 from vision.data import hash_split, list_split, load_split
 
 ROOT = Path(__file__).parents[2]
@@ -745,6 +746,8 @@ def test_records_hold_every_picture_as_the_tars_do(small, tmp_path):
         list_split(tars["train"].parent)
     )
     assert sorted(os.listdir(records["test"].parent)) == ["test.idx", "test.lst", "test.rec"]
+    read = read_recordio(records["test"])
+    assert read == {f"{c}/{p.name}": p.read_bytes() for p, c in small.files("test")}
     again = pack(small, tmp_path / "again", format="recordio")
     assert records["valid"].read_bytes() == again["valid"].read_bytes()
     few = pack(small, tmp_path / "few", format="recordio", image_size=8)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from studio.evaluation import Evaluation, largest_gap, time_requests
+from studio.evaluation import Evaluation, benchmark, choose, largest_gap, time_requests
 
 NAMES = ["bag", "boot", "coat"]
 
@@ -78,3 +78,43 @@ def test_requests_are_timed_one_by_one_over_the_pictures_in_turn():
     assert asked == [b"a", b"b", b"a", b"b", b"a"]
     assert len(durations) == 5
     assert all(duration > 0 for duration in durations)
+
+
+def candidate(right, milliseconds):
+    """A row of the benchmark: so many of 100 validation pictures right."""
+    card = {
+        "valid_pictures": 100,
+        "metrics": {"valid_accuracy": right / 100},
+        "hyperparameters": {"pretrained": True},
+        "seconds": 12.5,
+    }
+    return card, [milliseconds, milliseconds, 50 * milliseconds]
+
+
+def compare(**candidates):
+    cards = {name: card for name, (card, _) in candidates.items()}
+    return benchmark(cards, {name: times for name, (_, times) in candidates.items()})
+
+
+def test_the_benchmark_lists_the_most_accurate_first_with_its_interval():
+    table = compare(small=candidate(90, 4), large=candidate(95, 8))
+    assert list(table.index) == ["large", "small"]
+    # Wilson's interval of 95 in 100, by hand: (p + z²/2n ± z·sqrt(p(1-p)/n + z²/4n²)) / (1 + z²/n).
+    assert table.loc["large", ["low", "high"]].tolist() == pytest.approx([0.8882, 0.9785], abs=1e-4)
+    assert table.loc["large", "milliseconds"] == 8
+
+
+@pytest.mark.parametrize(
+    ("quick", "name"),
+    [
+        (93, "quick"),  # 0.95 less one standard error, 0.0218, is 0.928.
+        (92, "slow"),
+        (95, "quick"),
+    ],
+)
+def test_the_quickest_of_those_as_accurate_as_the_best_is_chosen(quick, name):
+    assert choose(compare(slow=candidate(95, 8), quick=candidate(quick, 4))) == name
+
+
+def test_a_perfect_model_is_chosen_over_any_that_is_not():
+    assert choose(compare(slow=candidate(100, 8), quick=candidate(99, 4))) == "slow"

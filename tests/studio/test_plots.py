@@ -54,6 +54,17 @@ TRIALS = pd.DataFrame(
         "seconds": [3, 4, 5, 1],
     }
 )
+DEEP_TRIALS = TRIALS.drop(columns="batch_size").assign(
+    lr=[0.1, 0.01, 0.001, 0.0001],
+    gamma=[0.9, 0.75, 0.6, 0.5],
+    model=["resnet18", "resnet34", "resnet18", "resnet34"],
+)
+CANDIDATES = pd.DataFrame(
+    {"accuracy": [0.95, 0.9], "low": [0.9, 0.8], "high": [0.98, 0.96], "milliseconds": [9.9, 5.2]},
+    index=pd.Index(["lite", "deep"], name="model"),
+)
+# Their figures have one vertical axis for two fields.
+SHARED_HEIGHT = ("tuning_trials", "depth_and_decay", "benchmark")
 HISTORY = pd.DataFrame(
     {
         "epoch": [1, 2, 3],
@@ -100,6 +111,9 @@ def figures(dataset):
         "pixel_histogram": plots.pixel_histogram(view.histogram),
         "duplicates": plots.duplicates(explore.duplicates(view.pictures), dataset),
         "tuning_trials": plots.tuning_trials(TRIALS),
+        "depth_and_decay": plots.depth_and_decay(DEEP_TRIALS),
+        "benchmark": plots.benchmark(CANDIDATES),
+        "named_pictures": plots.named_pictures({"one": picture, "two": picture}),
         "training_curves": plots.training_curves(HISTORY),
         "confusion_matrix": plots.confusion_matrix(MATRIX, CLASSES),
         "per_class": plots.per_class(TABLE),
@@ -120,12 +134,12 @@ def test_every_figure_renders_small_and_is_not_shown_twice(figures):
 
 
 def test_the_axes_are_labelled(figures):
-    pictures_only = {"duplicates", "mean_pictures", "predictions", "sample_grid"}
+    pictures_only = {"duplicates", "mean_pictures", "named_pictures", "predictions", "sample_grid"}
     for name in set(figures) - pictures_only:
         visible = [axes for axes in figures[name].axes if axes.axison]
         assert visible, name
         for axes in visible:
-            beside_another = axes in figures[name].axes[1:] and name == "tuning_trials"
+            beside_another = axes in figures[name].axes[1:] and name in SHARED_HEIGHT
             assert axes.get_ylabel() or beside_another, name
             assert axes.get_xlabel() or axes.get_label() == "<colorbar>", name
     assert ("duration of a request (ms)", "requests") in labels(figures["latency"])
@@ -138,6 +152,9 @@ def test_titles_tell_the_numbers_of_the_data(figures):
     assert said["duplicates"] == "No two pictures of this data set have the same pixels"
     assert said["tuning_trials"].startswith("Best of 4 trials: validation accuracy 90.0%")
     assert "learning rate 0.01 and batches of 128" in said["tuning_trials"]
+    assert "90.0% with resnet34 and learning rate 0.01, times 0.75 every" in said["depth_and_decay"]
+    assert said["benchmark"] == "lite is the most accurate (95.0%), deep the fastest (5.2 ms)"
+    assert said["named_pictures"].startswith("2 pictures of ")
     assert said["training_curves"] == "Epoch 2 of 3 is best: 62.5% of validation pictures right"
     assert said["confusion_matrix"].startswith("83.3% of 30 pictures right")
     assert "“ankle-boot” for “bag” (3)" in said["confusion_matrix"]
@@ -176,6 +193,7 @@ def test_few_or_failed_trials_still_give_a_figure(rows):
     assert png(plots.tuning_trials(TRIALS[rows]))
     accuracy = TRIALS[rows].rename(columns={"objective": "valid_accuracy"})
     assert png(plots.tuning_trials(accuracy))
+    assert png(plots.depth_and_decay(DEEP_TRIALS[rows]))
 
 
 def test_one_epoch_still_gives_a_figure():
