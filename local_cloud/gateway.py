@@ -204,6 +204,12 @@ class Page(Application):
             return None
 
 
+def closed(environ, start_response):
+    """The application of a gateway that has ended: the connection ends, too."""
+    start_response("503 Service Unavailable", [])
+    return [b""]
+
+
 class Gateway:
     """A running gateway; `page_url` and `api_url` are its addresses. A context manager."""
 
@@ -217,6 +223,7 @@ class Gateway:
         """End the servers and the function's workers."""
         for server in self._servers:
             server.shutdown()
+            server.app = closed  # Of connections that are still open.
             server.server_close()
         self._function.close()
 

@@ -453,6 +453,24 @@ def test_what_takes_longer_than_the_api_waits_is_unavailable(start, monkeypatch)
     assert ask(slow, "/do/hang") == (503, {"message": "Service Unavailable"})
 
 
+def test_after_its_end_an_open_connection_gets_no_answer(project):
+    parameters = {"PageOrigin": "{page_url}"}
+    with gateway(
+        project / "template.yaml",
+        parameters=parameters,
+        environment={"PLACE": project / "place"},
+        site=project / "site",
+    ) as ending:
+        connection = http.client.HTTPConnection(ending.page_url.removeprefix("http://"), timeout=60)
+        connection.request("GET", "/")
+        answer = connection.getresponse()
+        assert (answer.status, bool(answer.read())) == (200, True)
+    connection.request("GET", "/")
+    answer = connection.getresponse()
+    assert (answer.status, answer.read()) == (503, b"")
+    assert answer.headers["connection"] == "close"
+
+
 def test_a_handler_that_cannot_be_imported_fails_every_request(project, start, tmp_path):
     (tmp_path / "main.py").write_text("import nothing_of_that_name")
     with gateway(
