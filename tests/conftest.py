@@ -1,7 +1,7 @@
 """Fixtures for all tests: the data at hand, a small data set of our own, a model trained on it."""
 
+import contextlib
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -89,13 +89,11 @@ def model_dir(training_job):
 @pytest.fixture(scope="module")
 def chromium():
     """A Chromium without a window, driven by Playwright; skips the test where there is none."""
-    from playwright.sync_api import sync_playwright
+    from studio import web
 
-    names = ("chromium", "chromium-browser", "google-chrome", "chrome")
-    program = next(filter(None, map(shutil.which, names)), None)
-    if program is None:
-        pytest.skip(f"needs one of {', '.join(names)}")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program)
+    with contextlib.ExitStack() as stack:
+        try:
+            browser = stack.enter_context(web.chromium())
+        except web.NoBrowser as reason:
+            pytest.skip(str(reason))
         yield browser
-        browser.close()
