@@ -148,6 +148,7 @@ class Profiler:
     def close(self) -> None:
         """End all measuring; what is measured is on disk. Any further call does nothing."""
         self._end_recording()
+        self._write_operators()
         if not self._on:
             return
         if self._device.type == "cuda" and self._unread:
@@ -193,8 +194,19 @@ class Profiler:
             return
         try:
             with self.phase("profiling"):
+                self._operators.stop()
+        except Exception as error:
+            self._drop_operators(error)
+
+    def _write_operators(self) -> None:
+        """Write what was recorded; it takes seconds, so only when the training is over."""
+        operators, self._operators = self._operators, None
+        if not operators or not operators.profile:
+            return
+        try:
+            with self.phase("profiling"):
                 first, end = self._facts["profiled_steps"]
-                self._facts |= self._operators.finish(end - first)
+                self._facts |= operators.write(end - first)
         except Exception as error:
             self._drop_operators(error)
 
@@ -311,10 +323,13 @@ class _Operators:
         self.profile.start()
         self.running = True
 
-    def finish(self, steps: int) -> dict[str, float]:
-        """Write operators.csv and trace.json.gz; return what calling operators costs a step."""
+    def stop(self) -> None:
+        """Record no further steps."""
         self.running = False
         self.profile.stop()
+
+    def write(self, steps: int) -> dict[str, float]:
+        """Write operators.csv and trace.json.gz; return what calling operators costs a step."""
         if not steps:
             return {}
         calls = sum(event.count for event in self.profile.key_averages())
@@ -330,7 +345,6 @@ class _Operators:
         # The end of the name is how torch.profiler is told to compress.
         with _aside(self.folder / "trace.json.gz") as path:
             self.profile.export_chrome_trace(str(path))
-        self.profile = None
         return {"operator_calls": calls / steps, "operator_seconds": _seconds_of_a_call()}
 
 
