@@ -26,6 +26,14 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: order.get(item.path.stem, len(LONGEST)))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _no_session_for_the_next_module():
+    """boto3 would go on with the credentials of a local cloud that is gone."""
+    yield
+    if "boto3" in sys.modules:
+        sys.modules["boto3"].DEFAULT_SESSION = None
+
+
 @pytest.fixture(scope="session")
 def data_dir():
     """The folder of the real data sets; a test that needs it is skipped where it is absent."""
