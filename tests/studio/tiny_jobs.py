@@ -5,21 +5,25 @@ import tarfile
 
 
 def start_training(cloud, name, script, **fields):
-    """Start a training job that runs a shell script; return its full name."""
+    """Start a training job that runs a shell script; return its full name.
+
+    Args:
+        fields: of the request, beside or instead of the usual ones.
+    """
     name = f"{cloud.run}-{name}"
-    cloud.client("sagemaker").create_training_job(
-        TrainingJobName=name,
-        AlgorithmSpecification={
+    request = {
+        "TrainingJobName": name,
+        "AlgorithmSpecification": {
             "TrainingImage": cloud.training_image,
             "TrainingInputMode": "File",
             "ContainerEntrypoint": ["/bin/sh", "-c", script],
         },
-        RoleArn=cloud.role,
-        OutputDataConfig={"S3OutputPath": cloud.s3_uri("jobs")},
-        ResourceConfig={"InstanceType": "ml.m5.large", "InstanceCount": 1, "VolumeSizeInGB": 1},
-        StoppingCondition={"MaxRuntimeInSeconds": 60},
-        **fields,
-    )
+        "RoleArn": cloud.role,
+        "OutputDataConfig": {"S3OutputPath": cloud.s3_uri("jobs")},
+        "ResourceConfig": {"InstanceType": "ml.m5.large", "InstanceCount": 1, "VolumeSizeInGB": 1},
+        "StoppingCondition": {"MaxRuntimeInSeconds": 60},
+    }
+    cloud.client("sagemaker").create_training_job(**request | fields)
     return name
 
 
