@@ -19,6 +19,7 @@ from studio.usage import usage, usage_of
 PRICES = json.loads((ROOT / "studio" / "prices.json").read_text())
 PRICE_PAGE = PRICES["page"]
 PRICE_REGION = "us-east-1"  # The Price List API answers there for all regions.
+BUDGET = 1.00  # US dollars that a run may cost on AWS without a question, unless others are named.
 HOURS_A_MONTH = 365 * 24 / 12
 DECIMALS = 4  # Of an amount in the bill, so that seconds of a small instance still show.
 TOTAL = "total"
@@ -119,7 +120,7 @@ def money(usd):
 # ---- before a launch ----
 
 
-def agree(cloud, what, component, instance_type, max_hours, count=1, spot=False, budget=0):
+def agree(cloud, what, component, instance_type, max_hours, count=1, spot=False, budget=BUDGET):
     """Name the most that a launch can cost on AWS; there, above the budget, go on only after a yes.
 
     What the run has cost so far counts, too. Where a price is not known, AWS is always asked first.
@@ -141,13 +142,12 @@ def agree(cloud, what, component, instance_type, max_hours, count=1, spot=False,
     spent = bill(cloud).spent
     known = price is not None and spent is not None
     asks = not known or spent + price.usd * max_hours * count > budget
+    here = f"Starting {what} on this machine, at no cost. On AWS:"
     print(
-        f"Starting {what} {'on this machine, at no cost' if cloud.is_local else 'on AWS'}.\n"
-        f"{'On AWS: ' if cloud.is_local else ''}"
-        f"{at_most(cloud, price, instance_type, max_hours, count, spot)}\n"
-        f"So far {'an unknown amount' if spent is None else money(spent)} of the budget of "
-        f"{money(budget)}: {'a yes is needed' if asks else 'no question'}"
-        f"{' there' if cloud.is_local else ''}."
+        here if cloud.is_local else f"About to start {what} on AWS:",
+        at_most(cloud, price, instance_type, max_hours, count, spot),
+        against(budget, spent, asks) if known else "How it stands to the budget is not known.",
+        sep="\n",
     )
     if cloud.is_local or not asks:
         return
@@ -172,6 +172,12 @@ def at_most(cloud, price, instance_type, max_hours, count, spot):
         f"{instances} at {price.usd:g} USD an hour ({region_of(cloud)}, {price.date}), "
         f"for {max_hours:g} h at most: {money(price.usd * max_hours * count)} at most{less}."
     )
+
+
+def against(budget, spent, asks):
+    """A launch, and what was spent before it, beside the budget."""
+    place = "above" if asks else "within"
+    return f"With {money(spent)} so far that is {place} the budget of {money(budget)}."
 
 
 # ---- after it ----

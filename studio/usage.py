@@ -161,7 +161,9 @@ def served(endpoint, configs):
         configs: descriptions of all that this endpoint may have had, the oldest first.
     """
     created, name = endpoint["CreationTime"], endpoint["EndpointConfigName"]
-    present = next(config for config in configs if config["EndpointConfigName"] == name)
+    # An endpoint goes on without its configuration; only its instance types are unknown then.
+    found = [config for config in configs if config["EndpointConfigName"] == name]
+    present = found[0] if found else endpoint
     before = [config for config in configs if config["CreationTime"] <= created]
     after = [c for c in configs if created < c["CreationTime"] <= present["CreationTime"]]
     had = [*before[-1:], *after] if after else [present]
@@ -176,18 +178,20 @@ def served(endpoint, configs):
 
 def hosted(cloud, endpoint, config, began, ended):
     """A `Usage` for each type of instance of one configuration."""
-    counts = {v["VariantName"]: v["InitialInstanceCount"] for v in config["ProductionVariants"]}
-    if config["EndpointConfigName"] == endpoint["EndpointConfigName"]:
-        present = endpoint["ProductionVariants"]
-        counts |= {v["VariantName"]: v["CurrentInstanceCount"] for v in present}
-    for instance in {v["InstanceType"]: None for v in config["ProductionVariants"]}:
-        variants = [v for v in config["ProductionVariants"] if v["InstanceType"] == instance]
-        count = sum(counts[variant["VariantName"]] for variant in variants)
+    is_present = config["EndpointConfigName"] == endpoint["EndpointConfigName"]
+    shown = endpoint.get("ProductionVariants", []) if is_present else []
+    now = {variant["VariantName"]: variant for variant in shown}
+    counts = {}
+    for variant in config.get("ProductionVariants", []):
+        count = variant.get("InitialInstanceCount", 1)
+        count = now.get(variant["VariantName"], {}).get("CurrentInstanceCount", count)
+        instance = instance_of(variant)
+        counts[instance] = counts.get(instance, 0) + count
+    name, status = config["EndpointConfigName"], endpoint["EndpointStatus"]
+    for instance, count in counts.items():
         seconds = count * (ended - began).total_seconds()
         yield Usage(
-            launch=named(
-                "endpoint", cloud, config["EndpointConfigName"], endpoint["EndpointStatus"]
-            ),
+            launch=named("endpoint", cloud, name, status),
             component="Hosting",
             instance=instance,
             count=count,
@@ -196,6 +200,13 @@ def hosted(cloud, endpoint, config, began, ended):
             spot=False,
             began=began,
         )
+
+
+def instance_of(variant):
+    """The type of a variant's instances, or why it has none."""
+    if "ServerlessConfig" in variant:
+        return "serverless"
+    return variant.get("InstanceType", "type not known")
 
 
 def named(kind, cloud, name, status):
