@@ -99,6 +99,8 @@ def hourly_price(pricing, instance_type, component, region):
         attributes = product["product"]["attributes"]
         if component not in (attributes.get("component"), attributes.get("platoinstancetype")):
             continue
+        if "TrSpt" in attributes.get("usagetype", ""):  # Managed spot training, not on demand.
+            continue
         for term in product["terms"].get("OnDemand", {}).values():
             for dimension in term["priceDimensions"].values():
                 price = float(dimension["pricePerUnit"].get("USD", 0))

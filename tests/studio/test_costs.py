@@ -83,7 +83,7 @@ def test_more_of_the_same_machine_costs_more():
 # ---- what AWS answers ----
 
 
-def product(component, usd, unit="Hrs", terms="OnDemand"):
+def product(component, usd, unit="Hrs", terms="OnDemand", kind="Train"):
     """One entry of a Price List answer, in the shape that the API sends (a JSON text)."""
     dimension = {
         "unit": unit,
@@ -98,6 +98,7 @@ def product(component, usd, unit="Hrs", terms="OnDemand"):
         "priceDimensions": {"QT8U.JRTCKXETXF.6YS6EN2CT7": dimension},
     }
     attributes = {"instanceName": INSTANCE, "regionCode": REGION, "component": component}
+    attributes["usagetype"] = f"EU-{kind}:{INSTANCE}"
     return json.dumps(
         {
             "product": {
@@ -116,6 +117,7 @@ PRODUCTS = [
     product("Training", "0.0000000000"),  # A free tier; not what a launch costs.
     product("Training", "0.5100000000", terms="Reserved"),
     product("Training", "0.0100000000", unit="GB"),
+    product("Training", "0.2500000000", kind="TrSpt"),  # Managed spot training.
     product("Training", "0.8220000000"),
 ]
 
