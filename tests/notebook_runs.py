@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 COURSE = ROOT / "train_and_deploy.ipynb"
 LISTINGS = ROOT / "notebooks" / "listings_web_app.ipynb"
 # Parameters of a short run of the course.
-FEW = {"PICTURES": 600, "TRIALS": 2, "TRIAL_EPOCHS": 1, "EPOCHS": 3}
+FEW = {"PICTURES": 600, "TRIALS": 2, "TRIAL_EPOCHS": 1, "EPOCHS": 3, "BUDGET": 0.7}
 PARTS = ["train_model.py", "hpo.py", "extract_features.py", "evaluate.py", "inference.py"]
 PARTS += ["report.py", "vision", "insight", "studio", "local_cloud", "web"]
 

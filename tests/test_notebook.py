@@ -140,8 +140,9 @@ def test_the_endpoint_refuses_what_is_no_picture(fashion):
 def test_every_launch_names_its_price_first_and_each_job_what_it_came_to(fashion):
     told = all_text(fashion.notebook)
     assert told.count(" on this machine, at no cost. On AWS:") == 7
-    assert told.count("that is above the budget of 1.00 USD.") >= 1  # The search is.
-    assert told.count("that is within the budget of 1.00 USD.") >= 1
+    # An hour of training at most: the search in two halves, and the full training.
+    assert told.count("that is above the budget of 0.70 USD.") == 2
+    assert told.count("that is within the budget of 0.70 USD.") == 5
     (spot,) = set(re.findall(r"at most, or up to \d+% less on spot capacity", told))
     assert spot.endswith("90% less on spot capacity")
     sentences = set(re.findall(r"On AWS the (.*?) would have cost \*\*\d\.\d+ USD", told))

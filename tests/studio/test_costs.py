@@ -532,26 +532,28 @@ def test_an_updated_endpoint_pays_for_the_instances_that_it_had(cloud):
     here = dataclasses.replace(cloud, run="course-991231-000003")
     client, model, began = here.client("sagemaker"), echo_model(here), time.monotonic()
     name = start_endpoint(here, "candidates", model, {"ml.m5.large": 1, "ml.m5.xlarge": 2})
+    started = time.monotonic()
     wait_for_endpoint(here, name)
     time.sleep(1)
     chosen = create_config(here, "chosen", model, {"ml.m5.large": 1})
     client.update_endpoint(EndpointName=name, EndpointConfigName=chosen)
     wait_for_endpoint(here, name)
     updated = time.monotonic() - began
-    first = bill(here)
+    first, between = bill(here), time.monotonic()
     time.sleep(2)
-    second, whole = bill(here), time.monotonic() - began
+    asked = time.monotonic()
+    second = bill(here)
     keys = [("endpoint “candidates”", "ml.m5.large"), ("endpoint “candidates”", "ml.m5.xlarge")]
     keys += [("endpoint “chosen”", "ml.m5.large"), ("total", "")]
     hours = [table.set_index(["launch", "instance"])["hours"] for table in (first, second)]
     assert set(hours[0].index) == set(hours[1].index) == set(keys)
     # What was replaced is paid for no longer; what serves now, is.
     assert hours[1][keys[0]] == hours[0][keys[0]]
-    assert hours[1][keys[2]] - hours[0][keys[2]] == pytest.approx(2 / 3600, rel=0.2)
+    assert hours[1][keys[2]] - hours[0][keys[2]] >= (asked - between) / 3600 >= 2 / 3600
     assert hours[0][keys[1]] == pytest.approx(2 * hours[0][keys[0]])
     assert 1 / 3600 < hours[0][keys[0]] <= updated / 3600
     # Side by side for a moment, while one took over from the other.
-    assert (hours[1][keys[0]] + hours[1][keys[2]]) * 3600 > 0.9 * whole
+    assert hours[1][keys[0]] + hours[1][keys[2]] >= (asked - started) / 3600
 
 
 def test_an_endpoint_that_outlives_its_configuration_is_not_forgotten(cloud):
