@@ -101,15 +101,24 @@ def limits(reference, window):
     return values.mean() - reach, values.mean() + reach
 
 
-def first_alarm(values, between, window, start=0):
-    """The first place from `start` on where the mean of the last values leaves the limits, or None.
+def rolling_means(stream, measure, window):
+    """The mean over the last `window` requests of the same stretch; NaN until there are so many.
 
     Args:
-        values: in the order of time.
-        between: what `limits` returned.
-        window: how many values a mean is over.
+        stream: DataFrame, one row a request; column stretch names what was done to its picture.
     """
-    means = pd.Series(np.asarray(values, dtype=float)).rolling(window).mean()
-    outside = np.flatnonzero((means < between[0]) | (means > between[1]))
-    later = outside[outside >= start]
-    return int(later[0]) if len(later) else None
+    stretches = stream.groupby("stretch", sort=False)[measure]
+    return stretches.rolling(window).mean().droplevel(0).sort_index()
+
+
+def alarms(stream, measure, between, window):
+    """Dict of stretch → place of the first mean outside the limits, or None; not of the first one.
+
+    Args:
+        between: what `limits` returned for the first stretch.
+    """
+    means = rolling_means(stream, measure, window)
+    outside = (means < between[0]) | (means > between[1])
+    later = stream["stretch"].unique()[1:]
+    found = {name: np.flatnonzero(outside & (stream["stretch"] == name)) for name in later}
+    return {name: int(places[0]) if len(places) else None for name, places in found.items()}
