@@ -99,6 +99,8 @@ def hourly_price(pricing, instance_type, component, region):
         attributes = product["product"]["attributes"]
         if component not in (attributes.get("component"), attributes.get("platoinstancetype")):
             continue
+        if "TrSpt" in attributes.get("usagetype", ""):  # Managed spot training, not on demand.
+            continue
         for term in product["terms"].get("OnDemand", {}).values():
             for dimension in term["priceDimensions"].values():
                 price = float(dimension["pricePerUnit"].get("USD", 0))
@@ -128,7 +130,8 @@ def agree(cloud, what, component, instance_type, max_hours, count=1, spot=False,
 
     Args:
         what: the launch in plain words, as in "the training job".
-        max_hours: the longest that each instance can run, in hours.
+        max_hours: the longest that each instance can run, in hours; of an endpoint, the time that
+            it is meant to stay.
         count: number of instances, one after the other or together.
         spot: whether they are managed spot capacity.
         budget: US dollars that the whole run may cost without a question.
@@ -145,7 +148,7 @@ def agree(cloud, what, component, instance_type, max_hours, count=1, spot=False,
     here = f"Starting {what} on this machine, at no cost. On AWS:"
     print(
         here if cloud.is_local else f"About to start {what} on AWS:",
-        at_most(cloud, price, instance_type, max_hours, count, spot),
+        at_most(cloud, price, component, instance_type, max_hours, count, spot),
         against(budget, spent, asks) if known else "How it stands to the budget is not known.",
         sep="\n",
     )
@@ -162,16 +165,17 @@ def check_budget(budget):
         raise ValueError(f"BUDGET must be a number of US dollars, 0 or more, not {budget!r}.")
 
 
-def at_most(cloud, price, instance_type, max_hours, count, spot):
+def at_most(cloud, price, component, instance_type, max_hours, count, spot):
     """The longest and dearest that a launch can become, in words."""
     instances = f"{count} × {instance_type}"
     if price is None:
         return f"The price of {instances} is on {PRICE_PAGE}."
+    asked = f"{instances} at {price.usd:g} USD an hour ({region_of(cloud)}, {price.date})"
+    most = money(price.usd * max_hours * count)
+    if component == "Hosting":
+        return f"{asked}: {most} in {max_hours:g} h, and on until it is deleted."
     less = f", or up to {PRICES['spot']['up_to']:.0%} less on spot capacity" if spot else ""
-    return (
-        f"{instances} at {price.usd:g} USD an hour ({region_of(cloud)}, {price.date}), "
-        f"for {max_hours:g} h at most: {money(price.usd * max_hours * count)} at most{less}."
-    )
+    return f"{asked}, for {max_hours:g} h at most: {most} at most{less}."
 
 
 def against(budget, spent, asks):

@@ -32,7 +32,7 @@ class Usage:
 
 
 def usage(cloud):
-    """The `Usage` of all that carries the name of this run, in the order of its start.
+    """A `Usage` for each tuning, training and processing job and endpoint of this run, in order.
 
     Jobs count however they ended, endpoints as long as they are there.
     """

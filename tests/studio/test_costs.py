@@ -83,7 +83,7 @@ def test_more_of_the_same_machine_costs_more():
 # ---- what AWS answers ----
 
 
-def product(component, usd, unit="Hrs", terms="OnDemand"):
+def product(component, usd, unit="Hrs", terms="OnDemand", kind="Train"):
     """One entry of a Price List answer, in the shape that the API sends (a JSON text)."""
     dimension = {
         "unit": unit,
@@ -98,6 +98,7 @@ def product(component, usd, unit="Hrs", terms="OnDemand"):
         "priceDimensions": {"QT8U.JRTCKXETXF.6YS6EN2CT7": dimension},
     }
     attributes = {"instanceName": INSTANCE, "regionCode": REGION, "component": component}
+    attributes["usagetype"] = f"EU-{kind}:{INSTANCE}"
     return json.dumps(
         {
             "product": {
@@ -116,6 +117,7 @@ PRODUCTS = [
     product("Training", "0.0000000000"),  # A free tier; not what a launch costs.
     product("Training", "0.5100000000", terms="Reserved"),
     product("Training", "0.0100000000", unit="GB"),
+    product("Training", "0.2500000000", kind="TrSpt"),  # Managed spot training.
     product("Training", "0.8220000000"),
 ]
 
@@ -275,9 +277,16 @@ def test_spot_names_the_full_price_as_the_most(aws, pricing, answering, capsys):
     assert "8.22 USD at most, or up to 90% less on spot capacity." in capsys.readouterr().out
 
 
+def test_an_endpoint_has_no_longest_time(aws, pricing, answering, capsys):
+    expect(pricing.stub, PRODUCTS)
+    answering()
+    agree(aws, "the endpoint", "Hosting", INSTANCE, max_hours=2, count=3, budget=5.4)
+    assert "5.40 USD in 2 h, and on until it is deleted." in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("budget", [-0.01, "1.00", None, True, float("nan")])
 def test_a_budget_that_is_no_amount_is_refused_in_a_sentence(aws, budget):
-    with pytest.raises(ValueError, match="^BUDGET must be a number of US dollars, 0 or more, not"):
+    with pytest.raises(ValueError, match=r"^BUDGET must be a number of US dollars, 0 or more, not"):
         agree(aws, "the search", "Training", INSTANCE, max_hours=1, budget=budget)
 
 
@@ -362,8 +371,8 @@ def test_the_bill_has_a_row_for_every_launch_and_none_for_a_trial(run):
         "total",
     }
     assert run.bill["launch"].is_unique
-    assert list(run.bill["launch"])[0] == "training job “spot”"
-    assert list(run.bill["launch"])[-2:] == ["endpoint “page”", "total"]
+    in_order = run.bill["launch"].tolist()
+    assert (in_order[0], *in_order[-2:]) == ("training job “spot”", "endpoint “page”", "total")
 
 
 def test_a_spot_training_pays_for_its_billable_time_on_every_instance(run):

@@ -47,7 +47,7 @@ def start_training(cloud, name, script, **fields):
 
 
 def start_tuning(cloud, name, limit, trials):
-    """Start a search whose trials report their `lr`, or fail above a limit; return its full name."""
+    """Start a search whose trials report `lr`, or fail above a limit; return its full name."""
     name = f"{cloud.run}-{name}"
     source = put(cloud, f"{name}.tar.gz", tar_gz({"trial.py": TRIAL.format(limit=limit).encode()}))
     ranges = {
