@@ -1,0 +1,1 @@
+"""What sets the project up and makes its pages: the environment, the rubric, the site."""
