@@ -39,6 +39,7 @@ from vision.archives import extract
 from vision.calibration import confidences
 from vision.classifier import DESCRIPTION, Classifier, load_classifier
 from vision.cli import ArgumentParser, add_dry_run, ranged, run
+from vision.counts import counting
 from vision.data import (
     DRY_RUN_PICTURES,
     Entry,
@@ -182,7 +183,7 @@ def make_report(
             **metrics.abstention(labels, probabilities, classifier.threshold),
             "validation": classifier.facts.get("abstention"),
         },
-        "counting": metrics.counting(labels, probabilities, names),
+        "counting": counting(labels, probabilities, names),
         **notable_pictures(split, probabilities),
         "test_hash": split.data_hash,
         "model": {

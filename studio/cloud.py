@@ -14,6 +14,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import boto3
+from botocore import UNSIGNED
+from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -163,6 +165,14 @@ def connect(where="local"):
         processing_image=image("training", PROCESSING_INSTANCE),
         inference_image=image("inference", HOSTING_INSTANCE),
     )
+
+
+def public_s3(region="us-east-1"):
+    """A client of AWS's own S3 that needs no account: for public buckets, wherever jobs run."""
+    # Named, because `connect("local")` points all other clients of this kernel elsewhere.
+    address = f"https://s3.{region}.amazonaws.com"
+    unsigned = Config(signature_version=UNSIGNED)
+    return boto3.client("s3", region_name=region, endpoint_url=address, config=unsigned)
 
 
 def start_local_cloud():

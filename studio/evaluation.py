@@ -101,9 +101,103 @@ class Evaluation(dict):
             f"{both[first, second]} of the {wrong:,} mistakes ({both[first, second] / wrong:.0%})."
         )
 
+    def by_count(self):
+        """What became of each true count, by the most likely count: a DataFrame.
+
+        Columns: pictures, accuracy, within_one, rmse (items) and mean_answer.
+        """
+        matrix = np.array(self["confusion_matrix"]["counts"])
+        counts = np.array(self["confusion_matrix"]["class_names"], dtype=int)
+        errors = counts - counts[:, None]
+        total = matrix.sum(1)
+        table = {
+            "pictures": total,
+            "accuracy": np.diag(matrix) / total,
+            "within_one": (matrix * (np.abs(errors) <= 1)).sum(1) / total,
+            "rmse": np.sqrt((matrix * errors**2).sum(1) / total),
+            "mean_answer": matrix @ counts / total,
+        }
+        return pd.DataFrame(table, index=pd.Index(counts, name="true count"))
+
     def confidences(self):
         """The predicted label and its confidence by file name."""
         return pd.read_csv(self.folder / "predictions.csv").set_index("file")
+
+
+def count_baselines(pictures, usual):
+    """What answers without a look reach: a DataFrame of accuracy, rmse (items) and within_one.
+
+    Args:
+        pictures: how many pictures have each count (index), of those that are asked about.
+        usual: the count that is the most common one elsewhere, in training.
+    """
+    counts = pictures.index.astype(int).to_numpy()
+    shares = (pictures / pictures.sum()).to_numpy()
+
+    def expected(answers):
+        errors = counts - counts[:, None]
+        weights = shares[:, None] * answers
+        return (
+            weights[errors == 0].sum(),
+            np.sqrt((weights * errors**2).sum()),
+            weights[np.abs(errors) <= 1].sum(),
+        )
+
+    answers = {
+        "any count, by lot": np.full(len(counts), 1 / len(counts)),
+        f"always {usual}": (counts == int(usual)).astype(float),
+    }
+    columns = ["accuracy", "rmse", "within_one"]
+    rows = [expected(each) for each in answers.values()]
+    return pd.DataFrame(rows, index=pd.Index(answers, name="answer"), columns=columns)
+
+
+def quarters(values, groups):
+    """The quarter (1 to 4) that each value is in, among the values of its group."""
+    ranks = pd.Series(np.asarray(values)).groupby(np.asarray(groups)).rank(method="first", pct=True)
+    return np.ceil(4 * ranks).astype(int).to_numpy()
+
+
+def errors_by_quarter(answers, measure):
+    """How often answers are wrong in each quarter of a measure of their pictures: a DataFrame.
+
+    The quarters are taken within each true class: a fuller bin shows more edges and is harder to
+    count, which must not look as if edges made it hard.
+
+    Args:
+        answers: columns true, predicted and the measure, one row a picture.
+
+    Columns: pictures, errors (share of wrong answers), low and high (95% interval, Wilson 1927).
+    """
+    from vision.metrics import share  # Here, because it loads torch.
+
+    wrong = (answers["true"] != answers["predicted"]).to_numpy()
+    quarter = quarters(answers[measure], answers["true"])
+    rows = []
+    for number in range(1, 5):
+        here = wrong[quarter == number]
+        measured = share(here.sum(), len(here))
+        rows.append((len(here), measured["accuracy"], *measured["accuracy_interval_95"]))
+    columns = ["pictures", "errors", "low", "high"]
+    return pd.DataFrame(rows, index=pd.RangeIndex(1, 5, name="quarter"), columns=columns)
+
+
+def chance_of(answers, measure, draws=5000, seed=0):
+    """How likely chance alone makes the quarters differ so much: (difference, p-value).
+
+    The difference is the share of errors in the lowest quarter less that in the highest; the
+    p-value that of a two-sided permutation test, which shuffles the errors within each true class.
+    """
+    wrong = (answers["true"] != answers["predicted"]).to_numpy(float)
+    quarter = quarters(answers[measure], answers["true"])
+    weights = (quarter == 1) / (quarter == 1).sum() - (quarter == 4) / (quarter == 4).sum()
+    members = [np.flatnonzero(answers["true"] == name) for name in answers["true"].unique()]
+    rng, shuffled = np.random.default_rng(seed), np.empty((draws, len(wrong)))
+    for at in members:
+        shuffled[:, at] = rng.permuted(np.tile(wrong[at], (draws, 1)), axis=1)
+    found = weights @ wrong
+    as_far = (np.abs(shuffled @ weights) >= abs(found) - 1e-12).sum()
+    return float(found), float((as_far + 1) / (draws + 1))
 
 
 def _p_value(test):

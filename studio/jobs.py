@@ -7,6 +7,7 @@ import shutil
 import tarfile
 import tempfile
 import time
+from datetime import timezone
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -89,6 +90,41 @@ def follow(cloud, name, kind="TrainingJob", show=OUR_LINES):
     if status == "Failed":
         raise JobFailed(f"{name}: {job.get('FailureReason', 'no reason given')}")
     return job
+
+
+def wait_for_objects(cloud, uri, name):
+    """Wait until a running training job has put something below an S3 address; return the keys.
+
+    Raises:
+        JobFailed: the job ended before it did.
+    """
+    bucket, prefix = split_uri(uri)
+    while True:
+        job = cloud.client("sagemaker").describe_training_job(TrainingJobName=name)
+        found = cloud.client("s3").list_objects_v2(Bucket=bucket, Prefix=prefix)
+        if found["KeyCount"]:
+            return [entry["Key"] for entry in found["Contents"]]
+        if job["TrainingJobStatus"] in FINAL:
+            raise JobFailed(f"{name} ended ({job['TrainingJobStatus']}) and left nothing at {uri}")
+        time.sleep(poll(cloud))
+
+
+def log_lines(cloud, name, kind="TrainingJob"):
+    """All lines that a job has printed so far, host by host."""
+    return LogReader(cloud.client("logs"), JOB_KINDS[kind][1], name).new_lines()
+
+
+def phases(job):
+    """What a training job went through: a DataFrame of phase, begin (UTC) and seconds."""
+    rows = [
+        (
+            phase["Status"],
+            phase["StartTime"].astimezone(timezone.utc).strftime("%H:%M:%S"),
+            (phase.get("EndTime", phase["StartTime"]) - phase["StartTime"]).total_seconds(),
+        )
+        for phase in job["SecondaryStatusTransitions"]
+    ]
+    return pd.DataFrame(rows, columns=["phase", "begin", "seconds"])
 
 
 def latest_job(cloud, part):
@@ -192,6 +228,17 @@ def trials(cloud, name):
             }
         )
     return pd.DataFrame(rows, columns=None if rows else ["number", "name", "status", "objective"])
+
+
+def with_metrics(cloud, table):
+    """The table of trials with one more column for the last value of every metric they reported."""
+    client = cloud.client("sagemaker")
+    rows = []
+    for name in table["name"]:
+        job = client.describe_training_job(TrainingJobName=name)
+        found = job.get("FinalMetricDataList", [])
+        rows.append({metric["MetricName"]: metric["Value"] for metric in found})
+    return table.join(pd.DataFrame(rows, index=table.index))
 
 
 def number(text):

@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike
 from PIL import Image, ImageOps
 
 from studio.datasets import Dataset, samples
+from studio.monitoring import rolling_means
 from vision import figures
 
 Picture: TypeAlias = str | Path | bytes | np.ndarray | Image.Image
@@ -162,9 +163,10 @@ def duplicates(pairs: pd.DataFrame, dataset: Dataset, limit: int = 8) -> Figure:
             axes.imshow(_open(dataset.folder / split / name / file), cmap="gray", vmin=0, vmax=255)
             _caption(axes, f"{split}\n{fill(name, 12, break_on_hyphens=False)}")
     across = int(pairs["across_splits"].sum())
+    nearly = "nearly " if "distance" in pairs else ""
     return _headline(
         figure,
-        f"{len(pairs):,} pictures repeat an earlier one, {across:,} of them across splits "
+        f"{len(pairs):,} pictures {nearly}repeat an earlier one, {across:,} of them across splits "
         f"({len(shown)} pairs shown)",
     )
 
@@ -235,6 +237,71 @@ def depth_and_decay(trials: pd.DataFrame) -> Figure:
         f"Best of {len(trials)} trials: validation accuracy {best['objective']:.1%} with "
         f"{best['model']} and learning rate {best['lr']:.2g}, times {best['gamma']:.2f} every "
         "epoch",
+    )
+
+
+@_figure
+def architectures(trials: pd.DataFrame) -> Figure:
+    """Trials of a search over networks, learning rate and batch size: the objective over the rate.
+
+    trials: one row a trial; columns model, lr, batch_size and objective, a fraction that is missing
+        where the trial reported none.
+    """
+    known = trials.dropna(subset="objective")
+    if known.empty:
+        return _sentence(f"None of the {len(trials)} trials reported an accuracy")
+    figure, axes = plt.subplots(figsize=(WIDTH, 3.4))
+    models, sizes = sorted(known["model"].unique()), sorted(known["batch_size"].unique())
+    for (model, size), group in known.groupby(["model", "batch_size"]):
+        axes.plot(
+            group["lr"],
+            group["objective"],
+            color=_colour(models.index(model)),
+            marker=MARKERS[sizes.index(size) % len(MARKERS)],
+            linestyle="none",
+            label=f"{model}, {size:g}",
+        )
+    _accuracy_by_learning_rate(axes)
+    figure.legend(loc="outside right center", title="network, batch size")
+    best = known.loc[known["objective"].idxmax()]
+    return _headline(
+        figure,
+        f"Best of {len(trials)} trials: validation accuracy {best['objective']:.1%} with "
+        f"{best['model']}, learning rate {best['lr']:.2g} and batches of {best['batch_size']:g}",
+    )
+
+
+@_figure
+def repeated(runs: pd.DataFrame, by: str, measures: dict[str, str]) -> Figure:
+    """Settings that were measured several times: a dot a run, and the mean of each setting.
+
+    runs: one row a run; column `by` names its setting.
+    measures: dict of column (accuracies as fractions, or errors in items) → what the axis says.
+    """
+    names = list(dict.fromkeys(runs[by]))
+    figure, grid = plt.subplots(
+        1, len(measures), figsize=(WIDTH, 1.3 + 0.45 * len(names)), sharey=True, squeeze=False
+    )
+    for axes, (column, what) in zip(grid.flat, measures.items(), strict=True):
+        for i, name in enumerate(names):
+            values = runs.loc[runs[by] == name, column]
+            axes.plot(values, [i] * len(values), "o", color=_colour(i), alpha=0.6)
+            axes.plot(values.mean(), i, "|", color=_colour(i), markersize=22, markeredgewidth=3)
+        axes.set_xlabel(what)
+        if "accuracy" in column or "within" in column:
+            axes.xaxis.set_major_formatter(PercentFormatter(1))
+            axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    first = grid.flat[0]
+    first.set_yticks(range(len(names)), [fill(str(name), 24) for name in names])
+    first.set_ylabel(by)
+    first.margins(y=0.3)
+    first.invert_yaxis()
+    column = next(iter(measures))
+    means = runs.groupby(by)[column].mean()
+    return _headline(
+        figure,
+        f"A dot is one run, a bar the mean of {len(runs) // len(names)}: “{means.idxmax()}” is the "
+        f"most accurate with {means.max():.1%}",
     )
 
 
@@ -319,6 +386,38 @@ def per_class(table: pd.DataFrame) -> Figure:
         figure,
         f"“{weakest.name}” is the weakest class: precision {weakest['precision']:.1%}, "
         f"recall {weakest['recall']:.1%}",
+    )
+
+
+@_figure
+def errors_by_quarter(tables: dict[str, pd.DataFrame]) -> Figure:
+    """Share of wrong answers in the quarters of each measure, with 95% intervals.
+
+    tables: dict of measure → what `studio.evaluation.errors_by_quarter` returned.
+    """
+    figure, grid = plt.subplots(1, len(tables), figsize=(WIDTH, 3), sharey=True, squeeze=False)
+    for i, (axes, (name, table)) in enumerate(zip(grid.flat, tables.items(), strict=True)):
+        reach = [table["errors"] - table["low"], table["high"] - table["errors"]]
+        axes.errorbar(
+            table.index,
+            table["errors"],
+            yerr=reach,
+            fmt=MARKERS[i],
+            color=_colour(i),
+            capsize=4,
+        )
+        axes.set_xticks(table.index, ["lowest", "second", "third", "highest"])
+        axes.set_xlabel(f"quarter of {name}, within each class")
+        axes.margins(x=0.1)
+    grid.flat[0].set_ylabel("wrong answers")
+    grid.flat[0].yaxis.set_major_formatter(PercentFormatter(1))
+    spans = {name: table["errors"].max() - table["errors"].min() for name, table in tables.items()}
+    widest = max(spans, key=spans.get)
+    table = tables[widest]
+    return _headline(
+        figure,
+        f"Errors differ most with {widest}: {table['errors'].min():.1%} to "
+        f"{table['errors'].max():.1%} of the answers in a quarter are wrong",
     )
 
 
@@ -433,6 +532,49 @@ def latency(milliseconds: Sequence[float]) -> Figure:
     return _headline(
         figure,
         f"{len(milliseconds):,} requests: half took under {median:.1f} ms, 95% under {p95:.1f} ms",
+    )
+
+
+@_figure
+def drift(
+    stream: pd.DataFrame,
+    measures: dict[str, str],
+    limits: dict[str, tuple[float, float]],
+    window: int,
+    alarms: dict[str, dict[str, int | None]],
+) -> Figure:
+    """Measures of the requests to an endpoint, in their order, over the stretches that changed.
+
+    stream: one row a request; column stretch names what was done to it, and one column a measure.
+    measures: dict of column → what the axis says.
+    limits: dict of column → (low, high) that a mean over `window` requests keeps to.
+    alarms: dict of column → dict of stretch → place of the first such mean outside, or None.
+    """
+    figure, grid = plt.subplots(
+        len(measures), 1, figsize=(WIDTH, 0.8 + 1.7 * len(measures)), sharex=True, squeeze=False
+    )
+    places = np.arange(len(stream))
+    starts = stream.groupby("stretch", sort=False).head(1).index
+    for axes, (column, what) in zip(grid.flat, measures.items(), strict=True):
+        axes.plot(places, stream[column], ".", color=UNSURE, alpha=0.35, markersize=4)
+        means = rolling_means(stream, column, window)
+        axes.plot(places, means, color=RIGHT)
+        axes.axhspan(*limits[column], color=RIGHT, alpha=0.15)
+        found = [place for place in alarms[column].values() if place is not None]
+        axes.plot(found, means[found], "v", color=WRONG, markersize=9)
+        for start in starts[1:]:
+            axes.axvline(start, color=UNSURE, linestyle=":")
+        axes.set_ylabel(what)
+    for start in starts:
+        top = grid.flat[0]
+        top.annotate(stream["stretch"][start], (start, 1.02), xycoords=top.get_xaxis_transform())
+    grid.flat[-1].set_xlabel("request")
+    grid.flat[-1].set_xlim(0, len(stream))
+    told = {name for each in alarms.values() for name, place in each.items() if place is not None}
+    return _headline(
+        figure,
+        f"Mean over {window} requests (line), where it belongs (band), first alarm (▼): "
+        f"{len(told)} of {len(starts) - 1} changes are noticed",
     )
 
 

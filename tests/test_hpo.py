@@ -1,3 +1,5 @@
+import re
+import shutil
 import signal
 
 import pytest
@@ -46,6 +48,28 @@ def test_a_trial_can_be_repeated(stripes, capsys):
         assert try_here(stripes, "--epochs", 1, "--batch-size", 16) == 0
         lines.append(METRIC_LINE.search(capsys.readouterr().out)[0].split(" lr=")[0])
     assert lines[0] == lines[1]
+
+
+def test_a_trial_on_counts_tells_by_how_much_they_are_off(stripes, tmp_path, capsys):
+    names = {"lying": "1", "squares": "2", "standing": "5"}
+    for split in ("train", "valid"):
+        for old, new in names.items():
+            shutil.copytree(stripes / split / old, tmp_path / split / new)
+    assert try_here(stripes, "--epochs", 1) == 0
+    assert "count_" not in capsys.readouterr().out
+    assert try_here(tmp_path, "--epochs", 6, "--batch-size", 8) == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    rmse, within_one = re.fullmatch(r"count_rmse=(\S+) count_within_one=(\S+)", line).groups()
+    # Always saying the mean of 1, 2 and 5 would be off by 1.7.
+    assert 0 < float(rmse) < 1.5
+    assert 0.5 < float(within_one) <= 1
+
+
+def test_expected_counts_by_hand():
+    logits = torch.log(torch.tensor([[0.75, 0.25], [0.25, 0.75], [0.75, 0.25], [0.25, 0.75]]))
+    line = hpo.count_line(logits, torch.tensor([0, 1, 0, 0]), ["1", "4"])
+    # Three of four are right, so the temperature is 1; expected 1.75, 3.25, 1.75, 3.25.
+    assert line == "count_rmse=1.2990 count_within_one=0.7500"
 
 
 @pytest.mark.parametrize("share", [0.001, 0.1, 0.5, 1.0])

@@ -12,6 +12,7 @@ import boto3
 import nbformat
 import pytest
 from notebook_runs import (
+    BINS,
     COURSE,
     FEW,
     LISTINGS,
@@ -34,7 +35,7 @@ TYPED_RESULT = re.compile(r"\d\.\d+ ?(%|ms\b|s\b|seconds)")
 # ---- as committed ----
 
 
-@pytest.fixture(scope="module", params=[COURSE, LISTINGS], ids=lambda path: path.stem)
+@pytest.fixture(scope="module", params=[COURSE, LISTINGS, BINS], ids=lambda path: path.stem)
 def path(request):
     return request.param
 

@@ -12,6 +12,7 @@ from torch import nn
 from vision import recipes
 from vision.augment import build_augment, parse_augment
 from vision.classifier import Classifier
+from vision.counts import are_counts
 from vision.data import (
     DRY_RUN_PICTURES,
     LARGEST_SMALL_PICTURE,
@@ -100,7 +101,7 @@ def ordinal_targets(class_names: Sequence[str], sigma: float) -> torch.Tensor:
     vectors: Díaz and Marathe, CVPR 2019, "Soft Labels for Ordinal Regression", equation 1, with the
     squared error as the metric). Raises ExpectedError where a class name is not a whole number.
     """
-    if not all(name.isascii() and name.isdigit() for name in class_names):
+    if not are_counts(class_names):
         raise ExpectedError(
             f"--ordinal is for classes that are numbers, not {', '.join(class_names[:3])}: "
             "leave it out"

@@ -1,4 +1,5 @@
 import copy
+import io
 import json
 import os
 import subprocess
@@ -7,9 +8,10 @@ import time
 from urllib.parse import unquote
 
 import pytest
+from botocore.awsrequest import AWSResponse
 from botocore.exceptions import ClientError
 
-from studio.cloud import NETWORK_ACTIONS, ROLE_NAME, ROOT, CloudError, connect, policy
+from studio.cloud import NETWORK_ACTIONS, ROLE_NAME, ROOT, CloudError, connect, policy, public_s3
 
 MAY_NAME_NO_RESOURCE = {
     "ecr:GetAuthorizationToken",
@@ -189,3 +191,19 @@ def test_a_bucket_of_somebody_else_is_refused():
 
     with pytest.raises(CloudError, match="The bucket mine cannot be used"):
         make_bucket(Foreign(), "mine", "us-east-1")
+
+
+def test_a_public_bucket_is_asked_for_at_aws_and_without_a_signature(monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    sent = []
+
+    def answer(request, **kwargs):
+        sent.append(request)
+        return AWSResponse(request.url, 404, {}, io.BytesIO())
+
+    client = public_s3()
+    client.meta.events.register("before-send.s3.GetObject", answer)
+    with pytest.raises(ClientError):
+        client.get_object(Bucket="aft-vbi-pds", Key="bin-images/523.jpg")
+    assert sent[0].url == "https://aft-vbi-pds.s3.us-east-1.amazonaws.com/bin-images/523.jpg"
+    assert "Authorization" not in sent[0].headers

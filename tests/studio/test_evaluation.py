@@ -2,9 +2,21 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 
-from studio.evaluation import Evaluation, benchmark, choose, largest_gap, time_requests
+from studio.evaluation import (
+    Evaluation,
+    benchmark,
+    chance_of,
+    choose,
+    count_baselines,
+    errors_by_quarter,
+    largest_gap,
+    quarters,
+    time_requests,
+)
 
 NAMES = ["bag", "boot", "coat"]
 
@@ -118,3 +130,64 @@ def test_the_quickest_of_those_as_accurate_as_the_best_is_chosen(quick, name):
 
 def test_a_perfect_model_is_chosen_over_any_that_is_not():
     assert choose(compare(slow=candidate(100, 8), quick=candidate(99, 4))) == "slow"
+
+
+def test_each_count_gets_its_own_errors(tmp_path):
+    evaluation = write_report(tmp_path, [[3, 1, 0], [0, 2, 2], [1, 0, 3]])
+    evaluation["confusion_matrix"]["class_names"] = ["1", "2", "5"]
+    table = evaluation.by_count()
+    assert list(table.index) == [1, 2, 5]
+    assert table["accuracy"].tolist() == [0.75, 0.5, 0.75]
+    # A 5 for a 2 is three off, a 1 for a 5 four.
+    assert table["within_one"].tolist() == [1, 0.5, 0.75]
+    assert table["rmse"].tolist() == pytest.approx([0.5, np.sqrt(18 / 4), 2])
+    assert table["mean_answer"].tolist() == [1.25, 3.5, 4]
+
+
+def test_answers_without_a_look_by_hand():
+    table = count_baselines(pd.Series({"1": 1, "2": 2, "3": 1}), "2")
+    assert list(table.index) == ["any count, by lot", "always 2"]
+    assert table.loc["always 2"].tolist() == pytest.approx([0.5, np.sqrt(0.5), 1])
+    # By lot: off by two with 1/4 · 1/3 from either end, by one with 1/4 · 1/3 · 2 + 2/4 · 2/3.
+    lot = [1 / 3, np.sqrt(2 / 12 * 4 + 2 / 12 + 1 / 3), 5 / 6]
+    assert table.loc["any count, by lot"].tolist() == pytest.approx(lot)
+
+
+def answers(wrong_when_low):
+    """400 answers about two classes, whose sharpness differs in level."""
+    rng = np.random.default_rng(0)
+    true = np.repeat(["1", "5"], 200)
+    sharpness = rng.random(400) + np.where(true == "5", 10, 0)
+    low = quarters(sharpness, true) == 1
+    wrong = rng.random(400) < np.where(low & wrong_when_low, 0.8, 0.4)
+    predicted = np.where(wrong, "2", true)
+    return pd.DataFrame({"true": true, "predicted": predicted, "sharpness": sharpness})
+
+
+def test_quarters_are_taken_within_each_class():
+    found = quarters([1, 2, 3, 4, 10, 30, 20, 40], ["a"] * 4 + ["b"] * 4)
+    assert found.tolist() == [1, 2, 3, 4, 1, 3, 2, 4]
+
+
+def test_errors_by_quarter_count_all_answers():
+    table = errors_by_quarter(answers(wrong_when_low=True), "sharpness")
+    assert table["pictures"].tolist() == [100] * 4
+    assert table["errors"].iloc[0] > 0.7
+    assert table["errors"].iloc[1:].max() < 0.5
+    assert (table["low"] < table["errors"]).all()
+    assert (table["errors"] < table["high"]).all()
+
+
+def test_what_chance_makes_is_told_from_what_it_does_not():
+    difference, p = chance_of(answers(wrong_when_low=True), "sharpness")
+    assert difference > 0.3
+    assert p < 0.001
+    difference, p = chance_of(answers(wrong_when_low=False), "sharpness")
+    assert abs(difference) < 0.2
+    assert p > 0.05
+
+
+def test_classes_that_differ_in_level_and_in_errors_are_no_finding():
+    table = answers(wrong_when_low=False)
+    table["predicted"] = np.where(table["true"] == "5", "2", "1")
+    assert chance_of(table, "sharpness") == (0, 1)

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from studio.datasets import SPLITS, DataError, Dataset
-from studio.explore import duplicates, imbalance, recipe, statistics, survey
+from studio.explore import duplicates, imbalance, quality, recipe, statistics, survey
 
 
 @pytest.fixture
@@ -156,3 +156,14 @@ def test_the_recipe_goes_by_the_shorter_side(dataset, size, expected):
         for i in range(4):
             save(dataset.folder, "train", name, f"{i}.png", np.zeros(size))
     assert recipe(survey(dataset)) == expected
+
+
+def test_sharpness_and_brightness_by_hand(tmp_path):
+    flat = save(tmp_path, "train", "a", "flat.png", np.full((5, 5), 80))
+    spot = np.zeros((5, 5))
+    spot[2, 2] = 100
+    spotted = save(tmp_path, "train", "a", "spot.png", spot)
+    table = quality([flat, spotted.read_bytes()])
+    assert table["brightness"].tolist() == [80, 4]
+    # The Laplacian of one spot is -400 there and 100 at its four neighbours; their mean is 0.
+    assert table["sharpness"].tolist() == pytest.approx([0, (400**2 + 4 * 100**2) / 25])

@@ -90,6 +90,33 @@ def test_a_search_whose_trials_all_fail_says_so(cloud, capsys):
     assert "nan" not in printed
 
 
+def test_the_metrics_of_trials_become_columns(cloud):
+    table = follow_tuning(cloud, start_tuning(cloud, "metrics", limit=1, trials=2))
+    found = jobs.with_metrics(cloud, table)
+    assert found["score"].tolist() == pytest.approx(table["objective"].tolist())
+    assert list(found.columns) == [*table.columns, "score"]
+
+
+def test_what_a_job_leaves_in_s3_while_it_runs_is_waited_for(cloud):
+    config = {"S3Uri": cloud.s3_uri("checkpoints-live"), "LocalPath": "/opt/ml/checkpoints"}
+    script = "sleep 1; echo 1 > /opt/ml/checkpoints/first; echo half-way; sleep 30"
+    name = start_training(cloud, "saves", script, CheckpointConfig=config)
+    keys = jobs.wait_for_objects(cloud, config["S3Uri"], name)
+    assert [key.rpartition("/")[2] for key in keys] == ["first"]
+    assert jobs.log_lines(cloud, name) == ["half-way"]
+    cloud.client("sagemaker").stop_training_job(TrainingJobName=name)
+    job = follow(cloud, name)
+    table = jobs.phases(job)
+    assert table["phase"].tolist()[:3] == ["Starting", "Downloading", "Training"]
+    assert table.set_index("phase")["seconds"]["Training"] >= 1
+
+
+def test_a_job_that_ends_without_leaving_anything_is_not_waited_for(cloud):
+    name = start_training(cloud, "saves-nothing", "true")
+    with pytest.raises(JobFailed, match="left nothing"):
+        jobs.wait_for_objects(cloud, cloud.s3_uri("nothing"), name)
+
+
 def test_an_endpoint_that_cannot_start_raises_its_reason(cloud):
     name = start_endpoint(cloud, "broken", put(cloud, "broken.tar.gz", b"this is no archive"))
     with pytest.raises(JobFailed, match=rf"{name}: .+"):

@@ -63,8 +63,27 @@ CANDIDATES = pd.DataFrame(
     {"accuracy": [0.95, 0.9], "low": [0.9, 0.8], "high": [0.98, 0.96], "milliseconds": [9.9, 5.2]},
     index=pd.Index(["lite", "deep"], name="model"),
 )
-# Their figures have one vertical axis for two fields.
-SHARED_HEIGHT = ("tuning_trials", "depth_and_decay", "benchmark")
+NETWORKS = DEEP_TRIALS.assign(batch_size=[64, 128, 64, 128])
+REPEATED = pd.DataFrame(
+    {
+        "target": ["alone", "alone", "shared", "shared"],
+        "valid_accuracy": [0.3, 0.34, 0.35, 0.37],
+        "count_rmse": [1.1, 1.2, 1.0, 1.1],
+    }
+)
+QUARTERS = pd.DataFrame(
+    {"errors": [0.6, 0.5, 0.5, 0.4], "low": [0.5, 0.4, 0.4, 0.3], "high": [0.7, 0.6, 0.6, 0.5]},
+    index=pd.RangeIndex(1, 5, name="quarter"),
+)
+STREAM = pd.DataFrame(
+    {
+        "stretch": ["as they are"] * 8 + ["dark"] * 8 + ["covered"] * 8,
+        "confidence": [0.5, 0.6] * 4 + [0.3, 0.2] * 4 + [0.5, 0.6] * 4,
+    }
+)
+# Their figures have one vertical axis for two fields, or one horizontal.
+SHARED_HEIGHT = ("tuning_trials", "depth_and_decay", "benchmark", "repeated", "errors_by_quarter")
+SHARED_WIDTH = ("drift",)
 HISTORY = pd.DataFrame(
     {
         "epoch": [1, 2, 3],
@@ -113,6 +132,21 @@ def figures(dataset):
         "tuning_trials": plots.tuning_trials(TRIALS),
         "depth_and_decay": plots.depth_and_decay(DEEP_TRIALS),
         "benchmark": plots.benchmark(CANDIDATES),
+        "architectures": plots.architectures(NETWORKS),
+        "repeated": plots.repeated(
+            REPEATED, "target", {"valid_accuracy": "accuracy", "count_rmse": "RMSE (items)"}
+        ),
+        "errors_by_quarter": plots.errors_by_quarter({"sharpness": QUARTERS, "size": QUARTERS / 2}),
+        "drift": plots.drift(
+            STREAM.assign(sharpness=100 * STREAM["confidence"]),
+            {"confidence": "confidence", "sharpness": "sharpness"},
+            {"confidence": (0.4, 0.7), "sharpness": (0, 100)},
+            4,
+            {
+                "confidence": {"dark": 11, "covered": None},
+                "sharpness": {"dark": None, "covered": None},
+            },
+        ),
         "named_pictures": plots.named_pictures({"one": picture, "two": picture}),
         "training_curves": plots.training_curves(HISTORY),
         "confusion_matrix": plots.confusion_matrix(MATRIX, CLASSES),
@@ -141,7 +175,8 @@ def test_the_axes_are_labelled(figures):
         for axes in visible:
             beside_another = axes in figures[name].axes[1:] and name in SHARED_HEIGHT
             assert axes.get_ylabel() or beside_another, name
-            assert axes.get_xlabel() or axes.get_label() == "<colorbar>", name
+            above_another = axes in figures[name].axes[:-1] and name in SHARED_WIDTH
+            assert axes.get_xlabel() or axes.get_label() == "<colorbar>" or above_another, name
     assert ("duration of a request (ms)", "requests") in labels(figures["latency"])
     assert ("epoch", "cross-entropy loss (nats)") in labels(figures["training_curves"])
 
@@ -154,6 +189,10 @@ def test_titles_tell_the_numbers_of_the_data(figures):
     assert "learning rate 0.01 and batches of 128" in said["tuning_trials"]
     assert "90.0% with resnet34 and learning rate 0.01, times 0.75 every" in said["depth_and_decay"]
     assert said["benchmark"] == "lite is the most accurate (95.0%), deep the fastest (5.2 ms)"
+    assert "90.0% with resnet34, learning rate 0.01 and batches of 128" in said["architectures"]
+    assert "the mean of 2: “shared” is the most accurate with 36.0%" in said["repeated"]
+    assert said["errors_by_quarter"].startswith("Errors differ most with sharpness: 40.0% to 60.0%")
+    assert said["drift"].endswith("1 of 2 changes are noticed")
     assert said["named_pictures"].startswith("2 pictures of ")
     assert said["training_curves"] == "Epoch 2 of 3 is best: 62.5% of validation pictures right"
     assert said["confusion_matrix"].startswith("83.3% of 30 pictures right")
@@ -194,6 +233,7 @@ def test_few_or_failed_trials_still_give_a_figure(rows):
     accuracy = TRIALS[rows].rename(columns={"objective": "valid_accuracy"})
     assert png(plots.tuning_trials(accuracy))
     assert png(plots.depth_and_decay(DEEP_TRIALS[rows]))
+    assert png(plots.architectures(NETWORKS[rows]))
 
 
 def test_one_epoch_still_gives_a_figure():
@@ -207,6 +247,7 @@ def test_planted_duplicates_are_shown(tmp_path):
     pairs = explore.duplicates(explore.survey(dataset).pictures)
     figure = plots.duplicates(pairs, dataset)
     assert title(figure).startswith("1 pictures repeat an earlier one, 1 of them across splits")
+    assert "nearly repeat" in title(plots.duplicates(pairs.assign(distance=3), dataset))
     shown = [np.asarray(axes.images[0].get_array()) for axes in figure.axes if axes.images]
     assert len(shown) == 2
     assert np.array_equal(*shown)
