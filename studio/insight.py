@@ -179,15 +179,50 @@ def make_report(cloud, job, folder="build/insight", tensors=None):
     return Findings(folder)
 
 
-def compare(reports):
-    """The debugger's rules that fire in any of several trainings, side by side: a DataFrame.
+def compare(reports, kind="debugger"):
+    """The rules of one kind that fire in any of several trainings, side by side: a DataFrame.
 
     Args:
         reports: `Findings` by the name of their training.
+        kind: "debugger" or "profiler".
     """
-    tables = {name: report.table("debugger")["verdict"] for name, report in reports.items()}
+    tables = {name: report.table(kind)["verdict"] for name, report in reports.items()}
     table = pd.DataFrame(tables)
     return table[(table == STATUSES["IssuesFound"]).any(axis=1)]
+
+
+def pace(cloud, jobs, pictures):
+    """How fast the steps of trainings went, and how busy they kept the machine: a DataFrame.
+
+    Args:
+        jobs: descriptions of training jobs with `profile`, by name.
+        pictures: how many an epoch has.
+
+    Columns: pictures_per_second, epoch_seconds (of the steps alone), waiting (share of the steps'
+    time spent waiting for data) and busy (share of all processors that the training used between
+    its first step and its last).
+    """
+    from insight import profile
+
+    rows = {}
+    for name, job in jobs.items():
+        with tempfile.TemporaryDirectory(prefix="training-") as scratch:
+            found = profile.read(fetch_output(cloud, job, Path(scratch) / "output") / "profile")
+        rows[name] = _pace(found, pictures)
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("training")
+
+
+def _pace(found, pictures):
+    steps, system = found.measured, found.system
+    during = system["timestamp"].between(steps["start"].min(), steps["start"].max())
+    seconds = steps["seconds"].sum()
+    speed = steps["pictures"].sum() / seconds
+    return {
+        "pictures_per_second": speed,
+        "epoch_seconds": pictures / speed,
+        "waiting": steps["data"].sum() / seconds,
+        "busy": system.loc[during, "process_cpu_percent"].mean() / 100,
+    }
 
 
 def download_findings(cloud, uri, folder="build/insight"):
