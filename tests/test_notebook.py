@@ -13,8 +13,10 @@ import nbformat
 import pytest
 from notebook_runs import (
     COURSE,
+    DOGS,
     FEW,
     LISTINGS,
+    OWN_FOLDER,
     accuracy,
     all_text,
     assert_clean,
@@ -33,7 +35,7 @@ TYPED_RESULT = re.compile(r"\d\.\d+ ?(%|ms\b|s\b|seconds)")
 # ---- as committed ----
 
 
-@pytest.fixture(scope="module", params=[COURSE, LISTINGS], ids=lambda path: path.stem)
+@pytest.fixture(scope="module", params=[COURSE, LISTINGS, DOGS, OWN_FOLDER], ids=lambda path: path.stem)
 def path(request):
     return request.param
 
