@@ -43,11 +43,14 @@ def sentence(curve):
     means = summary(curve)["mean"]
     most, reached = means.index[-1], means.iloc[-1]
     half = means.index[np.abs(means.index - most / 2).argmin()]
+    fewer = [f"{n:,} of them {means[n]:.1%}" for n in sorted({half, means.index[0]} - {most})]
+    said = [f"All {most:,} training pictures reach **{reached:.1%}** of the validation pictures"]
+    said = f"{', '.join([*said, *fewer[::-1]])}. "
+    if reached == 1:
+        return f"{said}No error is left that more pictures could mend."
     gain = forecast(curve, 2 * most) - forecast(curve, most)
     worth = "so more pictures would pay" if gain >= 0.01 else "so pictures are not what it lacks"
     return (
-        f"All {most:,} training pictures reach **{reached:.1%}** of the validation pictures, "
-        f"{half:,} of them {means[half]:.1%}, {means.index[0]:,} of them {means.iloc[0]:.1%}. If "
-        f"the error goes on falling as it did, twice as many bring {100 * gain:.1f} points more, "
-        f"{worth}."
+        f"{said}If the error goes on falling as it did, twice as many bring {100 * gain:.1f} "
+        f"points more, {worth}."
     )

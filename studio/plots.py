@@ -460,8 +460,10 @@ def learning_curve(curve: pd.DataFrame, classes: int) -> Figure:
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("training pictures a class, on average (log scale)")
     axes.set_ylabel("validation accuracy")
+    low = curve["valid_accuracy"].min()
+    axes.set_ylim(low - 0.1 * (1.02 - low), 1.01)
     axes.yaxis.set_major_formatter(PercentFormatter(1))
-    axes.legend()
+    axes.legend(loc="lower right")
     few, most = means.index[0], means.index[-1]
     return _headline(
         figure,
@@ -492,22 +494,22 @@ def changed_pictures(changed: pd.DataFrame, examples: dict[str, Picture]) -> Fig
     axes.yaxis.set_major_formatter(PercentFormatter(1))
     axes.set_ylabel("validation accuracy")
     axes.set_xlabel("change of the pictures")
-    axes.legend(loc="lower left")
+    figure.legend(loc="outside lower center", ncols=2)
     worst = changed["accuracy_changed"].idxmin()
     return _headline(
         figure,
-        f"Of {changed['pictures'].iloc[0]} pictures {as_they_are:.1%} are right as they are, and "
-        f"{changed.loc[worst, 'accuracy_changed']:.1%} {worst}",
+        f"Of {changed['pictures'].iloc[0]} pictures {as_they_are:.1%} are right as they are; worst "
+        f"is “{worst}”: {changed.loc[worst, 'accuracy_changed']:.1%}",
     )
 
 
 @_figure
 def pace(table: pd.DataFrame) -> Figure:
-    """Trainings side by side: pictures a second, waiting for data, and use of the processors.
+    """Trainings side by side: pictures a second, use of the processors, computing for no picture.
 
     table: from `studio.insight.pace`, one row a training.
     """
-    figure, (speed, waiting, busy) = plt.subplots(
+    figure, (speed, busy, overhead) = plt.subplots(
         1, 3, figsize=(WIDTH, 1.2 + 0.4 * len(table)), sharey=True
     )
     bars = speed.barh(table.index, table["pictures_per_second"], height=0.5)
@@ -518,8 +520,8 @@ def pace(table: pd.DataFrame) -> Figure:
     speed.set_ylabel("training")
     speed.invert_yaxis()
     for axes, column, label in (
-        (waiting, "waiting", "time waiting for data"),
         (busy, "busy", "processors used"),
+        (overhead, "overhead", "computing for no picture"),
     ):
         bars = axes.barh(table.index, table[column], height=0.5, color=_colour(1))
         axes.bar_label(bars, fmt="{:.0%}", padding=3)

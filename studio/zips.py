@@ -60,6 +60,7 @@ def _download(url, partial, max_bytes):
                         f"{url} cannot be downloaded ({type(error).__name__}, {TRIES} times). What "
                         "came is kept: run this again to go on from there."
                     ) from error
+                time.sleep(attempt)
     print(f"{partial.stat().st_size / 1e6:.0f} MB in {time.monotonic() - start:.0f} s.")
 
 
@@ -74,12 +75,13 @@ def _go_on(http, url, partial, max_bytes):
         if reply.status not in (200, 206):
             raise DataError(f"{url} cannot be downloaded: the server answers {reply.status}.")
         with partial.open("ab" if reply.status == 206 else "wb") as file:
-            for chunk in reply.stream(CHUNK):
+            # read1 hands over what is there, so that nothing of it is lost where it breaks off.
+            while chunk := reply.read1(CHUNK, decode_content=False):
                 file.write(chunk)
                 if file.tell() > max_bytes:
                     raise DataError(f"{url} has more than {max_bytes / 1e9:.1f} GB: refused.")
     finally:
-        reply.release_conn()
+        reply.close()
 
 
 def unzip(archive: str | Path, folder: str | Path, max_bytes: int = MAX_BYTES) -> Path:

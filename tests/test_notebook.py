@@ -36,7 +36,9 @@ TYPED_RESULT = re.compile(r"\d\.\d+ ?(%|ms\b|s\b|seconds)")
 # ---- as committed ----
 
 
-@pytest.fixture(scope="module", params=[COURSE, LISTINGS, DOGS, OWN_FOLDER], ids=lambda path: path.stem)
+@pytest.fixture(
+    scope="module", params=[COURSE, LISTINGS, DOGS, OWN_FOLDER], ids=lambda path: path.stem
+)
 def path(request):
     return request.param
 

@@ -4,11 +4,11 @@ import re
 import shutil
 
 import pytest
-from notebook_runs import DOGS, all_text, assert_clean, code_cells, figures, run_notebook
+from notebook_runs import DOGS, all_text, assert_clean, bill, code_cells, figures, run_notebook
 
 BREEDS, PHOTOS = 6, 10
 # Few photos and few trainings: what is tested is the way, not the accuracy.
-FEW = {"TRIALS": 2, "EPOCHS": 3, "WATCHED_EPOCHS": 12, "SHARES": "0.5,1", "REPEATS": 1}
+FEW = {"TRIALS": 2, "EPOCHS": 3, "WATCHED_EPOCHS": 9, "SHARES": "0.5,1", "REPEATS": 1}
 
 
 @pytest.fixture(scope="module")
@@ -52,14 +52,18 @@ def test_every_figure_is_drawn(run):
     assert bare == []
 
 
-def test_the_profiler_saw_the_waiting_and_its_end(run):
-    said = run.output_of("computing once took longer")
-    waiting = re.search(r"where (\d+)% of the time", said)
-    assert int(waiting[1]) > 0
-    times = int(re.search(r"\*\*(\d+) times\*\*", said)[1])
-    assert times >= 2
-    for rule in ("Dataloader", "BatchSize"):
-        assert rule in run.output_of('reports["their way"].table("profiler")')
+def test_the_advice_of_the_rule_is_followed_until_it_is_quiet(run):
+    advice = run.output_of("larger = int(")
+    assert "**BatchSize**" in advice
+    size = re.search(r"Set --batch-size (\d+) instead of 16", advice)[1]
+    assert f"the training in batches of {size} on this machine" in advice
+    said = run.output_of("what_it_brought(")
+    before, after = map(int, re.findall(r"\*\*(\d+)%\*\*", said))
+    assert before > 10
+    assert after < before
+    assert float(re.search(r"\*\*([\d.]+) times\*\*", said)[1]) > 1
+    without, once = map(int, re.findall(r"\*\*(\d+)(?: seconds)?\*\* with", said))
+    assert once < without
 
 
 def test_five_breeds_and_the_evidence_are_shown(run):
@@ -68,13 +72,27 @@ def test_five_breeds_and_the_evidence_are_shown(run):
     assert len(picture["data"]["image/png"]) > 20_000
 
 
+def test_the_bill_has_every_launch(run):
+    rows, total = bill(run)
+    watched = {f"batch-{size}" for size in re.findall(r"batch-(\d+)”", " ".join(rows))}
+    assert len(watched) >= 2
+    assert set(rows) == {
+        "search (2 trials)",
+        *(f"training job “{name}”" for name in ("train", "theirs", "shares", *watched)),
+        *(f"processing job “{name}”" for name in ("features", "report", "evaluate")),
+        "endpoint",
+    }
+    assert total == pytest.approx(sum(rows.values()), abs=1e-6)
+
+
 def test_nothing_is_left_at_its_end(run):
     rows = run.output_of("left.set_index").splitlines()
     assert [int(row.split()[-1]) for row in rows if re.search(r"\s\d+$", row)] == [0] * 7
     client = run.client("sagemaker")
     jobs = client.list_training_jobs()["TrainingJobSummaries"]
-    # Two trials, the training, two that are watched, and the learning curve.
-    assert [job["TrainingJobStatus"] for job in jobs] == ["Completed"] * 6
+    # Two trials, the training, the sources' way, two batch sizes or more, and the learning curve.
+    assert len(jobs) >= 7
+    assert {job["TrainingJobStatus"] for job in jobs} == {"Completed"}
     assert client.list_endpoints()["Endpoints"] == []
 
 

@@ -1,9 +1,18 @@
 """The notebook for one's own folder, on a folder as people have it: it arrives at an endpoint."""
 
+import json
 import re
 
 import pytest
-from notebook_runs import OWN_FOLDER, all_text, assert_clean, code_cells, figures, run_notebook
+from notebook_runs import (
+    OWN_FOLDER,
+    all_text,
+    assert_clean,
+    bill,
+    code_cells,
+    figures,
+    run_notebook,
+)
 from odd_folder import PER_CLASS, RARE, make_odd_folder
 
 # What is tested is the way, not the accuracy.
@@ -51,9 +60,10 @@ def test_every_figure_is_drawn(run):
 
 
 def test_the_endpoint_names_classes_with_spaces_and_accents(run):
-    printed = run.output_of('print(" ".join(["aws"')
-    for name in CLASSES:
-        assert f'"{name}"' in printed.encode().decode("unicode_escape", "ignore") or name in printed
+    printed = run.output_of("shlex.join")
+    command, _, text = printed.partition("\n")
+    assert "invoke-endpoint" in command
+    assert sorted(json.loads(text)["scores"]) == sorted(CLASSES)
     assert "Largest difference between endpoint and evaluation" in run.output_of("largest_gap(")
 
 
@@ -63,6 +73,17 @@ def test_it_measures_what_the_table_says(run):
         assert question in table
     assert table.count("<tr") == 8
     assert "nan" not in table.lower()
+
+
+def test_the_bill_has_every_launch(run):
+    rows, total = bill(run)
+    assert set(rows) == {
+        "search (2 trials)",
+        *(f"training job “{name}”" for name in ("train", "shares", "plain")),
+        *(f"processing job “{name}”" for name in ("features", "evaluate")),
+        "endpoint",
+    }
+    assert total == pytest.approx(sum(rows.values()), abs=1e-6)
 
 
 def test_nothing_is_left_at_its_end(run):

@@ -96,8 +96,8 @@ PACE = pd.DataFrame(
     {
         "pictures_per_second": [20.0, 5000.0],
         "epoch_seconds": [70.0, 0.28],
-        "waiting": [0.3, 0.02],
         "busy": [0.6, 0.95],
+        "overhead": [0.4, float("nan")],
     },
     index=["slow", "quick"],
 )
@@ -191,7 +191,7 @@ def test_titles_tell_the_numbers_of_the_data(figures):
         "75.0% of the validation pictures right with 10 pictures a class, 92.5% with 40"
     )
     assert said["changed_pictures"] == (
-        "Of 20 pictures 90.0% are right as they are, and 35.0% upside down"
+        "Of 20 pictures 90.0% are right as they are; worst is “upside down”: 35.0%"
     )
     assert said["pace"] == "An epoch takes 70.0 s as “slow” and 0.3 s as “quick”"
     assert said["explained"] == "Answer: ankle-boot (70%), wrong; truth: bag"
