@@ -1,5 +1,6 @@
 """Decodes every picture once before any is written: broken ones out, a hash of each other one."""
 
+import functools
 import hashlib
 import os
 import time
@@ -23,7 +24,7 @@ class Checked(NamedTuple):
     format: str = ""
 
 
-def checked(source: Source) -> tuple[Source, list[bytes]]:
+def checked(source: Source, short_side: int | None = None) -> tuple[Source, list[bytes]]:
     """The Source without its broken pictures, and a hash of each of the others.
 
     Raises DataError where more than half of a class is broken or was left out before.
@@ -31,7 +32,8 @@ def checked(source: Source) -> tuple[Source, list[bytes]]:
     print(f"{source.name}: checking {len(source.payloads):,} pictures …", end=" ", flush=True)
     start = time.monotonic()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        results = list(pool.map(check_picture, source.payloads))
+        check = functools.partial(check_picture, short_side=short_side)
+        results = list(pool.map(check, source.payloads))
     print(f"done in {time.monotonic() - start:.0f} s.")
     broken = [
         Problem(*origin, label, picture.problem)
@@ -42,16 +44,16 @@ def checked(source: Source) -> tuple[Source, list[bytes]]:
     kept = [i for i, picture in enumerate(results) if not picture.problem]
     names = [_final_name(name, picture.format) for name, picture in zip(source.file_names, results)]
     source = replace(source, file_names=names, problems=(*source.problems, *broken))
-    return _subset(source, kept), [results[i].hash for i in kept]
+    return subset(source, kept), [results[i].hash for i in kept]
 
 
-def check_picture(path: Path) -> Checked:
-    """Decode a picture file to its end."""
+def check_picture(path: Path, short_side: int | None = None) -> Checked:
+    """Decode a picture file to its end, scaled down as `open_for_training` does."""
     from vision.errors import PictureError
     from vision.preprocessing import decode
 
     try:
-        content, picture = open_for_training(path.read_bytes())
+        content, picture = open_for_training(path.read_bytes(), short_side)
         small = min(picture.size) < duplicates.SMALLEST_SIDE
         # To the end, and by the very function that training calls.
         pixels = decode(picture, duplicates.PIXELS, 1)[0].numpy()
@@ -68,7 +70,8 @@ def _final_name(name, format):
     return name if suffix in READ_AS_THEY_ARE else f"{name}.{format.lower()}"
 
 
-def _subset(source, kept):
+def subset(source: Source, kept: list[int]) -> Source:
+    """The Source with only the pictures at these places."""
     place = {i: new for new, i in enumerate(kept)}
     splits = source.splits and {
         name: np.array([place[i] for i in at.tolist() if i in place], int)
@@ -94,5 +97,5 @@ def _check_enough_left(source, broken):
             first = next(problem for problem in problems if problem.label == name)
             raise DataError(
                 f"{bad[name]:,} of the {total[name]:,} pictures of “{name}” cannot be used. The "
-                f"first is {first.link}: {first.problem}."
+                f"first is {first.link}: {first.problem}. Replace them, or take out the class."
             )

@@ -2,6 +2,7 @@
 
     dataset = prepare()                      # Fashion-MNIST, or the digits with a loud banner
     dataset = prepare("path/to/photos")      # any folder with one sub-folder a class
+    dataset = prepare("https://…/dogs.zip")  # a zip of such a folder, here or at a link
     dataset = prepare("path/to/links.csv")   # links or S3 keys with labels: studio/links.py
     packed = pack(dataset)                   # one tar a split: what travels to S3
 
@@ -15,6 +16,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -25,9 +27,10 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from studio import duplicates, fashion_mnist, links, packing
-from studio.checking import checked
+from studio import duplicates, fashion_mnist, links, packing, zips
+from studio.checking import checked, subset
 from studio.pictures import (
+    PICTURE_SUFFIXES,
     SPLITS,
     DataError,
     Problem,
@@ -37,10 +40,11 @@ from studio.pictures import (
     open_for_training,
     pictures_in,
 )
-from studio.splitting import check_every_class, limited, split
+from studio.splitting import check_every_class, limited, split, too_small
 
 __all__ = ["SPLITS", "DataError", "Dataset", "decoding", "pack", "prepare", "samples"]
 
+ALSO_CALLED = {"val": "valid", "validation": "valid"}
 CARD = "dataset.json"
 REPORT = "report.csv"
 DUPLICATES = "duplicates.csv"
@@ -120,6 +124,7 @@ def prepare(
     limit: int | None = None,
     shares: tuple[float, ...] = (0.8, 0.1, 0.1),
     *,
+    short_side: int | None = None,
     bucket: str | None = None,
     key: str = "{key}",
     s3=None,
@@ -127,19 +132,23 @@ def prepare(
     """Dataset of Fashion-MNIST, a folder of pictures or a list, split and ready under `root`.
 
     name: "fashion-mnist"; or a folder (also one inside DATA_DIR) with one sub-folder a class, or
-        with train/, valid/ and perhaps test/ of such, which keep their split; or a list of links
-        or S3 keys with labels: .csv, .tsv, .json or .jsonl, as studio/links.py says.
+        with train/, valid/ and perhaps test/ of such, which keep their split; or a .zip of one,
+        also by its link; or a list of links or S3 keys with labels: .csv, .tsv, .json or .jsonl,
+        as studio/links.py says.
     seed: of the split and of the draw.
     limit: at most so many pictures a split, every class in its proportion.
     shares: of train, valid and test where the source has to be split; (0.7, 0.3) has no test.
+    short_side: pictures whose shorter side has more pixels are scaled down to it, so that a phone's
+        photos take a tenth of the space and none is too large for an endpoint; None copies files.
     bucket, key, s3: for a list of keys: their bucket, what is made of each (`{key}` is the whole
         of it, `{stem}` its file name without suffix), and a boto3 client; an unsigned one will do
         where the bucket is public.
 
-    Broken pictures and dead links are left out, counted and listed in report.csv. Pictures that
-    are nearly the same share a split, unless the source comes split; duplicates.csv lists them. A
-    finished folder from an earlier call is returned as it is. Raises DataError where the data are
-    missing, damaged, too few or for more than half unusable, or the disk is full.
+    Broken pictures and dead links are left out, counted and listed in report.csv; so is a class
+    that has not one picture for each split. Pictures that are nearly the same share a split, unless
+    the source comes split; duplicates.csv lists them. A finished folder from an earlier call is
+    returned as it is. Raises DataError where the data are missing, damaged, too few or for more
+    than half unusable, or the disk is full.
     """
     if limit is not None and limit < 1:
         raise ValueError("limit must be at least 1, or None for all pictures")
@@ -151,17 +160,19 @@ def prepare(
             return finished
         source = fashion_mnist.source(root / "downloads", seed)
         return _write(source, root, seed, limit, shares)
-    path = _find(name)
+    path = _find(name, root / "downloads")
     if path.is_dir():
-        return _write(_folder_source(path, shares), root, seed, limit, shares)
+        source = _folder_source(path, (shares, short_side))
+        return _write(source, root, seed, limit, shares, short_side)
     listed = links.read_list(path, bucket, key)
-    fingerprint = _fingerprint(listed.describe(), shares)
+    fingerprint = _fingerprint(listed.describe(), (shares, short_side))
     finished = _finished(root / _folder_name(path.stem, seed, limit), fingerprint)
     if finished:
         return _loud(finished)
     with one_sentence_on_full_disk():
         source = links.fetch(listed, root / "downloads" / path.stem, s3)
-    return _write(replace(source, fingerprint=fingerprint), root, seed, limit, shares)
+    source = replace(source, fingerprint=fingerprint)
+    return _write(source, root, seed, limit, shares, short_side)
 
 
 def pack(
@@ -224,23 +235,30 @@ def _checked_shares(shares):
 # --- Any folder of pictures ---------------------------------------------------------------------
 
 
-def _find(name):
-    places = [Path(name)]
+def _find(name, downloads):
+    """The folder or list of that name; a zip is fetched and unpacked first."""
+    if re.match(r"https?://", str(name)) and str(name).endswith(".zip"):
+        name = zips.fetch(str(name), downloads)
+    places = [Path(name).expanduser()]
     if data_dir := os.environ.get("DATA_DIR"):
         places.append(Path(data_dir) / name)
     for path in places:
         if path.is_dir() or (path.is_file() and path.suffix.lower() in links.SUFFIXES):
             return path
+        if path.is_file() and path.suffix.lower() == ".zip":
+            # By its size, so that another archive of that name does not get this one's pictures.
+            return zips.unzip(path, downloads / f"{path.stem}-{path.stat().st_size}" / path.stem)
     raise DataError(
         f"There is no folder “{places[0].name}” and no list of that name. Give “fashion-mnist”, a "
-        f"folder with one sub-folder a class, or a list of links ({', '.join(links.SUFFIXES)}), by "
-        "its path or by its name inside DATA_DIR."
+        f"folder with one sub-folder a class, a zip of one, or a list of links "
+        f"({', '.join(links.SUFFIXES)}), by its path or by its name inside DATA_DIR."
     )
 
 
-def _folder_source(folder, shares):
+def _folder_source(folder, settings):
     """Source of the class folders in a folder, or in its train/, valid/ and test/."""
-    present = [name for name in SPLITS if (folder / name).is_dir()]
+    found = {ALSO_CALLED.get(path.name, path.name): path for path in folder.iterdir()}
+    present = [name for name in SPLITS if name in found and found[name].is_dir()]
     absent = [f"{name}/" for name in ("train", "valid") if name not in present]
     if present and absent:
         raise DataError(
@@ -248,7 +266,7 @@ def _folder_source(folder, shares):
             f"{' and '.join(absent)}. "
             "Add what is missing, or give a folder with one sub-folder a class."
         )
-    parts = {name: folder / name for name in present} or {None: folder}
+    parts = {name: found[name] for name in present} or {None: folder}
     classes = {part: _class_folders(path) for part, path in parts.items()}
     names = sorted({name for found in classes.values() for name in found})
     if len(names) < 2:
@@ -256,6 +274,7 @@ def _folder_source(folder, shares):
             f"“{folder.name}” needs two or more sub-folders with pictures, one a class, and has "
             f"{len(names)}."
         )
+    _tell_ignored(folder, [root / name for root in parts.values() for name in names])
     paths = [
         (part, path)
         for part, root in parts.items()
@@ -278,7 +297,7 @@ def _folder_source(folder, shares):
         file_names=[path.name for _, path in paths],
         payloads=[path for _, path in paths],
         splits=splits or None,
-        fingerprint=_fingerprint(sizes, shares),
+        fingerprint=_fingerprint(sizes, settings),
         origins=origins,
     )
 
@@ -286,13 +305,36 @@ def _folder_source(folder, shares):
 def _class_folders(folder):
     names = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
     for name in names:
-        if not pictures_in(folder / name):
-            raise DataError(f"The class folder “{name}” holds no picture: fill it or remove it.")
+        if pictures_in(folder / name):
+            continue
+        deeper = next((p for p in sorted((folder / name).glob("*/")) if pictures_in(p)), None)
+        if deeper:
+            raise DataError(
+                f"“{name}” holds no picture, but “{name}/{deeper.name}” does: give the folder "
+                "whose sub-folders hold the pictures, or move these up."
+            )
+        raise DataError(f"The class folder “{name}” holds no picture: fill it or remove it.")
     return names
 
 
-def _fingerprint(lines, shares):
-    return hashlib.sha256("\n".join([repr(shares), *lines]).encode()).hexdigest()
+def _tell_ignored(folder, class_folders):
+    """Say which files of the class folders are not looked at, because of their names."""
+    ignored = [
+        path.suffix.lower() or "no suffix"
+        for class_folder in class_folders
+        if class_folder.is_dir()
+        for path in class_folder.iterdir()
+        if not path.name.startswith(".") and path.suffix.lower() not in PICTURE_SUFFIXES
+    ]
+    if ignored:
+        print(
+            f"{folder.name}: files that are no pictures by their names, not looked at: "
+            f"{len(ignored)} ({', '.join(sorted(set(ignored)))})."
+        )
+
+
+def _fingerprint(lines, settings):
+    return hashlib.sha256("\n".join([repr(settings), *lines]).encode()).hexdigest()
 
 
 # --- Writing ------------------------------------------------------------------------------------
@@ -330,7 +372,7 @@ def _loud(dataset):
     return dataset
 
 
-def _write(source, root, seed, limit, shares):
+def _write(source, root, seed, limit, shares, short_side=None):
     """Dataset of a source's pictures, written aside and renamed when complete."""
     folder = root / _folder_name(source.name, seed, limit)
     finished = _finished(folder, source.fingerprint)
@@ -340,7 +382,9 @@ def _write(source, root, seed, limit, shares):
     # Pixels cannot be broken, and the sets that come so are too small to look at (28×28, 8×8).
     from_files = bool(source.origins)
     if from_files:
-        source, hashes = checked(source)
+        source, hashes = checked(source, short_side)
+    if from_files and not source.splits:
+        source, hashes = _without_small_classes(source, hashes, sum(map(bool, shares)))
     pairs = duplicates.find_pairs(hashes)
     groups = duplicates.find_groups(pairs, len(source.labels))
     splits = source.splits or split(source.labels, shares, seed, groups)
@@ -361,7 +405,7 @@ def _write(source, root, seed, limit, shares):
                 source.is_fallback,
                 len(source.problems),
             )
-            _write_pictures(source, splits, dataset.folder)
+            _write_pictures(source, splits, dataset.folder, short_side)
             _write_report(source.problems, dataset.report)
             if from_files:
                 pairs.to_csv(dataset.duplicates, index=False)
@@ -371,6 +415,36 @@ def _write(source, root, seed, limit, shares):
     print(f"done in {time.monotonic() - start:.0f} s.")
     _tell_duplicates(source, pairs)
     return _loud(replace(dataset, folder=folder))
+
+
+def _without_small_classes(source, hashes, needed):
+    """The Source and its hashes without the classes that have not one picture for each split.
+
+    Pictures that are nearly the same count once, because they share a split. Raises DataError
+    where fewer than two classes remain.
+    """
+    groups = duplicates.find_groups(duplicates.find_pairs(hashes), len(source.labels))
+    small = too_small(source.labels, groups, needed)
+    names = tuple(name for name in source.class_names if name not in small)
+    for name, count in small.items():
+        print(
+            f"⚠️ {source.name}: class LEFT OUT: “{name}” has {count} pictures that differ and needs "
+            f"{needed}, one for each of {', '.join(SPLITS[:needed])}. Add some to keep it."
+        )
+    if len(names) < 2:
+        raise DataError(
+            f"“{source.name}” needs two or more classes of at least {needed} pictures each and has "
+            f"{len(names)}."
+        )
+    left_out = [
+        Problem(*origin, label, f"the class is too small: it needs {needed} pictures that differ")
+        for origin, label in zip(source.origins, source.labels)
+        if label in small
+    ]
+    kept = [i for i, label in enumerate(source.labels) if label not in small]
+    problems = (*source.problems, *left_out)
+    source = replace(subset(source, kept), class_names=names, problems=problems)
+    return source, [hashes[i] for i in kept]
 
 
 def _pairs_table(source, splits, pairs):
@@ -427,20 +501,20 @@ def _write_card(dataset, fingerprint, seed, limit):
     (dataset.folder / CARD).write_text(text, encoding="utf-8")
 
 
-def _write_pictures(source, splits, folder):
+def _write_pictures(source, splits, folder, short_side):
     for split_name, indices in splits.items():
         for name in source.class_names:
             (folder / split_name / name).mkdir(parents=True)
         for i in indices:
             to = folder / split_name / source.labels[i] / source.file_names[i]
-            _write_picture(source.payloads[i], to)
+            _write_picture(source.payloads[i], to, short_side)
 
 
-def _write_picture(payload, to):
+def _write_picture(payload, to, short_side):
     if isinstance(payload, np.ndarray):
         Image.fromarray(payload).save(to)
         return
-    content, _ = open_for_training(payload.read_bytes())
+    content, _ = open_for_training(payload.read_bytes(), short_side)
     # "x": two pictures must never become one.
     with to.open("xb") as file:
         file.write(content)

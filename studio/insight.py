@@ -180,15 +180,75 @@ def make_report(cloud, job, folder="build/insight", tensors=None):
     return Findings(folder)
 
 
-def compare(reports):
-    """The debugger's rules that fire in any of several trainings, side by side: a DataFrame.
+def compare(reports, kind="debugger"):
+    """The rules of one kind that fire in any of several trainings, side by side: a DataFrame.
 
     Args:
         reports: `Findings` by the name of their training.
+        kind: "debugger" or "profiler".
     """
-    tables = {name: report.table("debugger")["verdict"] for name, report in reports.items()}
+    tables = {name: report.table(kind)["verdict"] for name, report in reports.items()}
     table = pd.DataFrame(tables)
     return table[(table == STATUSES["IssuesFound"]).any(axis=1)]
+
+
+def pace(cloud, jobs, reports, pictures):
+    """How fast the steps of trainings went, and how busy they kept the machine: a DataFrame.
+
+    Args:
+        jobs: descriptions of training jobs with `profile`, by name.
+        reports: `Findings` of the same, by the same names.
+        pictures: how many an epoch has.
+
+    Columns: pictures_per_second, epoch_seconds (of the steps alone), waiting (share of the steps'
+    time spent waiting for data), busy (share of all processors that the training used between its
+    first step and its last) and overhead (share of the computing that depends on no picture, as
+    the rule BatchSize measured it; NaN where it could not).
+    """
+    from insight import profile
+
+    rows = {}
+    for name, job in jobs.items():
+        with tempfile.TemporaryDirectory(prefix="training-") as scratch:
+            found = profile.read(fetch_output(cloud, job, Path(scratch) / "output") / "profile")
+        overhead = reports[name].evidence("BatchSize").query("name == 'overhead_percent'")["value"]
+        rows[name] = {**_pace(found, pictures), "overhead": overhead.mean() / 100}
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("training")
+
+
+def _pace(found, pictures):
+    steps, system = found.measured, found.system
+    last = steps.iloc[-1]
+    during = system["timestamp"].between(steps["start"].min(), last["start"] + last["seconds"])
+    seconds = steps["seconds"].sum()
+    speed = steps["pictures"].sum() / seconds
+    return {
+        "pictures_per_second": speed,
+        "epoch_seconds": pictures / speed,
+        "waiting": steps["data"].sum() / seconds,
+        "busy": system.loc[during, "process_cpu_percent"].mean() / 100,
+    }
+
+
+def what_it_brought(before, after, whole, cached, reached, epochs):
+    """What larger batches, and features that are computed once, changed, as Markdown.
+
+    Args:
+        before, after: rows of `pace`.
+        whole, cached: seconds of all epochs without and with the features, their pass included.
+        reached: validation accuracies before and after, by name.
+        epochs: how many those are.
+    """
+    small, large = reached
+    faster = after["pictures_per_second"] / before["pictures_per_second"]
+    return (
+        f"In {small}, **{before['overhead']:.0%}** of the computing depends on no photo, with "
+        f"processors {before['busy']:.0%} busy; in {large} **{after['overhead']:.0%}**, with "
+        f"{after['busy']:.0%}: **{faster:.1f} times** as many photos a second, and "
+        f"{reached[large]:.1%} of the validation photos right instead of {reached[small]:.1%}. "
+        f"More counts that the frozen network is run once: {epochs} epochs take **{whole:.0f} "
+        f"seconds** without that and **{cached:.0f}** with it, the one pass included."
+    )
 
 
 def download_findings(cloud, uri, folder="build/insight"):

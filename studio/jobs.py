@@ -19,13 +19,14 @@ FINAL = ("Completed", "Failed", "Stopped")
 POLL_LOCAL, POLL_AWS = 0.5, 10  # Seconds between looks.
 # What the scripts of this project print for people; the drivers around them print much more.
 OUR_LINES = re.compile(
-    r"^(read |training |resumed|epoch=|no better|best_|threshold=|stopped|saved|accuracy="
+    r"^(read |training |resumed|epoch=|no better|best_|threshold=|stopped|saved|pictures=|accuracy="
     r"|NoIssuesFound=|left out|the debugger|error)"
 )
 # What a job needs of this project, and nothing else.
 SOURCE = (
     "train_model.py",
     "hpo.py",
+    "learning_curve.py",
     "extract_features.py",
     "evaluate.py",
     "report.py",

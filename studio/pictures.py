@@ -14,7 +14,10 @@ from PIL import Image, ImageOps
 SPLITS = ("train", "valid", "test")
 # Training reads these as they are; the rest is turned into PNG, or reported where it cannot be.
 READ_AS_THEY_ARE = {".jpeg", ".jpg", ".png", ".webp"}
-TURNED_INTO_PNG = ("BMP", "GIF", "PPM", "TIFF")
+# AVIF comes last: a Pillow that was built without it stumbles over the name.
+TURNED_INTO_PNG = ("BMP", "GIF", "PPM", "TIFF", "AVIF")
+# Pillow warns of larger ones: what claims so many pixels may be made to fill the memory.
+MOST_PIXELS_TO_SHRINK = 89_000_000
 PICTURE_SUFFIXES = READ_AS_THEY_ARE | {
     *(".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".ppm", ".tif", ".tiff"),
 }
@@ -65,15 +68,18 @@ def pictures_in(folder: Path) -> list[Path]:
     ]
 
 
-def open_for_training(content: bytes) -> tuple[bytes, Image.Image]:
+def open_for_training(content: bytes, short_side: int | None = None) -> tuple[bytes, Image.Image]:
     """A picture file as training reads it (other formats as PNG), and opened, not yet decoded.
 
-    Raises vision.errors.PictureError where it is no picture that training accepts.
+    One whose shorter side has more than `short_side` pixels is scaled down to it. Raises
+    vision.errors.PictureError where it is no picture that training accepts.
     """
     # Here, because it loads torch, which nothing else on the way does.
     from vision.errors import PictureError
     from vision.preprocessing import open_picture
 
+    if short_side is not None:
+        content = _shrunk(content, short_side)
     try:
         return content, open_picture(content)
     except PictureError:
@@ -81,6 +87,39 @@ def open_for_training(content: bytes) -> tuple[bytes, Image.Image]:
         if png is None:
             raise
         return png, open_picture(png)
+
+
+def _shrunk(content, short_side):
+    """The picture scaled down, upright, in its own format or PNG; as it is where it is no larger.
+
+    Also as it is where it cannot be decoded: whoever opens it next says why.
+    """
+    try:
+        picture = Image.open(io.BytesIO(content), formats=("JPEG", "PNG", "WEBP", *TURNED_INTO_PNG))
+        factor = short_side / min(picture.size)
+        if factor >= 1 or picture.width * picture.height > MOST_PIXELS_TO_SHRINK:
+            return content
+        kind = picture.format if picture.format in ("JPEG", "PNG", "WEBP") else "PNG"
+        size = [max(short_side, round(factor * side)) for side in picture.size]
+        # JPEG only: decodes at a half, quarter or eighth where that is still large enough.
+        picture.draft(None, size)
+        picture = ImageOps.exif_transpose(_in_full_colour(picture).resize(size))
+        buffer = io.BytesIO()
+        picture.save(buffer, kind, quality=95)
+    except MemoryError:
+        raise
+    except Exception:  # Whatever a decoder raises here, the bytes are at fault.
+        return content
+    return buffer.getvalue()
+
+
+def _in_full_colour(picture):
+    """The picture in a mode in which neighbouring pixels can be averaged and any format saves."""
+    if "transparency" in picture.info:
+        return picture.convert("RGBA")
+    if picture.mode == "1":
+        return picture.convert("L")
+    return picture.convert("RGB") if picture.mode in ("P", "CMYK", "YCbCr", "LAB") else picture
 
 
 def _as_png(content):

@@ -20,6 +20,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFor
 from numpy.typing import ArrayLike
 from PIL import Image, ImageOps
 
+from studio import learning
 from studio.datasets import Dataset, samples
 from studio.monitoring import rolling_means
 from vision import figures
@@ -578,6 +579,132 @@ def drift(
     )
 
 
+# --- More or other pictures ---------------------------------------------------------------------
+
+
+@_figure
+def learning_curve(curve: pd.DataFrame, classes: int) -> Figure:
+    """Validation accuracy over the number of training pictures, and a forecast for twice as many.
+
+    curve: from `studio.learning.load_curve`, one row a training.
+    """
+    means = learning.summary(curve)
+    figure, axes = plt.subplots(figsize=(WIDTH, 3.2))
+    dots = {"marker": "o", "markersize": 3.5, "linestyle": "none", "color": UNSURE}
+    axes.plot(curve["pictures"] / classes, curve["valid_accuracy"], label="one training", **dots)
+    axes.plot(means.index / classes, means["mean"], marker="s", label="mean")
+    ahead = np.geomspace(means.index[0], 2 * means.index[-1], 50)
+    law = [learning.forecast(curve, pictures) for pictures in ahead]
+    axes.plot(ahead / classes, law, ":", color=_colour(1), label="power law of the error")
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("training pictures a class, on average (log scale)")
+    axes.set_ylabel("validation accuracy")
+    low = curve["valid_accuracy"].min()
+    axes.set_ylim(low - 0.1 * (1.02 - low), 1.01)
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.legend(loc="lower right")
+    few, most = means.index[0], means.index[-1]
+    return _headline(
+        figure,
+        f"{means.loc[few, 'mean']:.1%} of the validation pictures right with "
+        f"{few / classes:.0f} pictures a class, {means.loc[most, 'mean']:.1%} with "
+        f"{most / classes:.0f}",
+    )
+
+
+@_figure
+def changed_pictures(changed: pd.DataFrame, examples: dict[str, Picture]) -> Figure:
+    """Accuracy on pictures as they are and changed, under an example of each change.
+
+    changed: from `studio.advice.ask_changed`; examples: a picture for each of its rows, by name.
+    """
+    figure = plt.figure(figsize=(WIDTH, 4.2))
+    grid = figure.add_gridspec(2, len(changed), height_ratios=(1, 1.3))
+    for column, name in enumerate(changed.index):
+        axes = figure.add_subplot(grid[0, column])
+        axes.imshow(_open(examples[name]))
+        axes.set_axis_off()
+        _caption(axes, name)
+    axes = figure.add_subplot(grid[1, :])
+    axes.bar(changed.index, changed["accuracy_changed"], width=0.5, label="changed")
+    as_they_are = changed["accuracy"].iloc[0]
+    axes.axhline(as_they_are, color=UNSURE, linestyle="--", label="as they are")
+    axes.set_ylim(0, 1.02)
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.set_ylabel("validation accuracy")
+    axes.set_xlabel("change of the pictures")
+    figure.legend(loc="outside lower center", ncols=2)
+    worst = changed["accuracy_changed"].idxmin()
+    return _headline(
+        figure,
+        f"Of {changed['pictures'].iloc[0]} pictures {as_they_are:.1%} are right as they are; worst "
+        f"is “{worst}”: {changed.loc[worst, 'accuracy_changed']:.1%}",
+    )
+
+
+@_figure
+def pace(table: pd.DataFrame) -> Figure:
+    """Trainings side by side: pictures a second, use of the processors, computing for no picture.
+
+    table: from `studio.insight.pace`, one row a training.
+    """
+    figure, (speed, busy, overhead) = plt.subplots(
+        1, 3, figsize=(WIDTH, 1.2 + 0.4 * len(table)), sharey=True
+    )
+    bars = speed.barh(table.index, table["pictures_per_second"], height=0.5)
+    speed.bar_label(bars, fmt="{:,.0f}", padding=3)
+    speed.set_xscale("log")
+    speed.margins(x=0.3)
+    speed.set_xlabel("pictures a second (log scale)")
+    speed.set_ylabel("training")
+    speed.invert_yaxis()
+    for axes, column, label in (
+        (busy, "busy", "processors used"),
+        (overhead, "overhead", "computing for no picture"),
+    ):
+        bars = axes.barh(table.index, table[column], height=0.5, color=_colour(1))
+        axes.bar_label(bars, fmt="{:.0%}", padding=3)
+        axes.set_xlim(0, 1.25)
+        axes.set_xticks([0, 0.5, 1])
+        axes.xaxis.set_major_formatter(PercentFormatter(1))
+        axes.set_xlabel(label)
+    fastest, slowest = table["epoch_seconds"].idxmin(), table["epoch_seconds"].idxmax()
+    return _headline(
+        figure,
+        f"An epoch takes {table.loc[slowest, 'epoch_seconds']:.1f} s as “{slowest}” and "
+        f"{table.loc[fastest, 'epoch_seconds']:.1f} s as “{fastest}”",
+    )
+
+
+@_figure
+def explained(
+    looked: dict[str, np.ndarray], answer: dict, truth: str | None = None, most: int = 5
+) -> Figure:
+    """A picture, where a network found evidence in it, and the bars of its likeliest classes.
+
+    looked: from `studio.explain.where_it_looked`; answer: as for `prediction`.
+    """
+    scores = pd.Series(answer["scores"]).nlargest(most)[::-1]
+    figure = plt.figure(figsize=(WIDTH, 4.6))
+    grid = figure.add_gridspec(2, len(looked), height_ratios=(1.4, 1))
+    for column, (name, pixels) in enumerate(looked.items()):
+        axes = figure.add_subplot(grid[0, column])
+        axes.imshow(pixels)
+        axes.set_axis_off()
+        _caption(axes, name if column == 0 else f"evidence for\n{name}")
+    axes = figure.add_subplot(grid[1, :])
+    axes.barh(scores.index, scores, color=_verdict(answer, truth)[1])
+    axes.set_xlim(0, 1)
+    axes.xaxis.set_major_formatter(PercentFormatter(1))
+    axes.set_xlabel("score")
+    axes.set_ylabel("class")
+    ask = f"; truth: {truth}" if truth is not None else ""
+    return _headline(figure, f"Answer: {_answer_text(answer)}{_verdict(answer, truth)[0]}{ask}")
+
+
 # --- Pieces -------------------------------------------------------------------------------------
 
 
@@ -604,7 +731,13 @@ def _open(picture):
 
 
 def _grey_or_colour(picture):
-    return picture.convert("L" if picture.mode in ("1", "L", "LA") else "RGB")
+    """The picture as training sees it: upright, and white where it is transparent."""
+    picture = ImageOps.exif_transpose(picture)
+    if "A" in picture.getbands() or "transparency" in picture.info:
+        grey, picture = picture.mode == "LA", picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+        return picture.convert("L" if grey else "RGB")
+    return picture.convert("L" if picture.mode in ("1", "L") else "RGB")
 
 
 def _row(pictures, side, length):

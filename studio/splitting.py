@@ -1,11 +1,15 @@
 """Which picture goes where: stratified, seeded, look-alikes on one side."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 
 import numpy as np
 import pandas as pd
 
 from studio.pictures import SPLITS, DataError
+
+# Look-alikes that are put on one side can leave a small class without a picture on another; a new
+# draw then finds a way, unless there is none.
+DRAWS = 50
 
 
 def draw(labels, size, rng):
@@ -24,17 +28,41 @@ def draw(labels, size, rng):
 def split(labels, shares, seed, groups=()):
     """Dict of split → sorted indices, stratified, in the shares of train, valid and test.
 
-    A share of 0 has no split. The pictures of each of `groups` (lists of indices) share a split.
+    A share of 0 has no split; every other split has at least as many pictures as there are classes.
+    The pictures of each of `groups` (lists of indices) share a split.
     """
-    rng = np.random.default_rng(seed)
     labels = np.asarray(labels)
-    test, rest = draw(labels, round(len(labels) * shares[2]), rng)
-    valid, _ = draw(labels[rest], round(len(labels) * shares[1]), rng)
+    for attempt in range(DRAWS):
+        side = _sides(labels, shares, np.random.default_rng([seed, attempt] if attempt else seed))
+        _gather(side, labels, groups)
+        splits = {name: np.flatnonzero(side == i) for i, name in enumerate(SPLITS) if shares[i] > 0}
+        if all(len(set(labels[at])) == len(set(labels)) for at in splits.values()):
+            break
+    return splits
+
+
+def _sides(labels, shares, rng):
+    """The place in SPLITS of each picture, drawn by class."""
+    valid, test = (
+        max(round(len(labels) * share), len(set(labels))) if share else 0 for share in shares[1:]
+    )
+    test, rest = draw(labels, test, rng)
+    valid, _ = draw(labels[rest], valid, rng)
     side = np.full(len(labels), SPLITS.index("train"))
     side[rest[valid]] = SPLITS.index("valid")
     side[test] = SPLITS.index("test")
-    _gather(side, labels, groups)
-    return {name: np.flatnonzero(side == i) for i, name in enumerate(SPLITS) if shares[i] > 0}
+    return side
+
+
+def too_small(labels, groups, needed):
+    """Dict of class → pictures that differ, of those with fewer than `needed`.
+
+    Pictures of one group (near-duplicates, lists of indices) count once a class.
+    """
+    group_of = {i: number for number, group in enumerate(groups) for i in group}
+    different = {(label, group_of.get(i, ("alone", i))) for i, label in enumerate(labels)}
+    counts = Counter(label for label, _ in different)
+    return {name: count for name, count in sorted(counts.items()) if count < needed}
 
 
 def _gather(side, labels, groups):

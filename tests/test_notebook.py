@@ -14,8 +14,10 @@ import pytest
 from notebook_runs import (
     BINS,
     COURSE,
+    DOGS,
     FEW,
     LISTINGS,
+    OWN_FOLDER,
     accuracy,
     all_text,
     assert_clean,
@@ -35,7 +37,10 @@ TYPED_RESULT = re.compile(r"\d\.\d+ ?(%|ms\b|s\b|seconds)")
 # ---- as committed ----
 
 
-@pytest.fixture(scope="module", params=[COURSE, LISTINGS, BINS], ids=lambda path: path.stem)
+ALL = [COURSE, LISTINGS, BINS, DOGS, OWN_FOLDER]
+
+
+@pytest.fixture(scope="module", params=ALL, ids=lambda path: path.stem)
 def path(request):
     return request.param
 

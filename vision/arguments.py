@@ -144,6 +144,13 @@ def _add_pictures(recipe: argparse._ArgumentGroup) -> None:
         help="fixed changes of each picture that a frozen backbone sees: itself, its mirror "
         "image, then crops; only itself where --augment has no flip",
     )
+    add_switch(
+        recipe,
+        "--cache-features",
+        True,
+        "with --trainable head: what the frozen backbone makes of each picture is computed once; "
+        "false sends the pictures through it in every epoch, each time changed anew",
+    )
     recipe.add_argument(
         "--answer-views",
         type=int,

@@ -72,7 +72,7 @@ def prepare(args: argparse.Namespace, say: Callable[[str], None] = print) -> Set
     network = _network(args, channels, len(class_names))
     reader = _Reader(class_names, size, channels, say)
     preprocessing = pretrained_preprocessing(args.model, size) if args.pretrained else None
-    if args.trainable == "head":
+    if args.trainable == "head" and args.cache_features:
         classifier = Classifier(args.model, network, preprocessing, class_names)
         # The second view is the mirror image.
         views = args.views if "flip" in augment else 1

@@ -533,8 +533,11 @@ def make_bad(photos, what):
             (photos / "a" / f"{i:03d}.png").write_text("not a picture")
     if what == "empty class":
         (photos / "c").mkdir()
-    if what == "rare":
-        class_folders(photos, {"c": 2}, seed=1)
+    if what == "too deep":
+        class_folders(photos / "c", {"spring": 3, "summer": 3}, seed=1)
+    if what == "all rare":
+        for path in [*(photos / "a").iterdir()][2:]:
+            path.unlink()
     if what == "half split":
         class_folders(photos, {"train": 3, "test": 3})
     if what == "one class":
@@ -548,7 +551,8 @@ def make_bad(photos, what):
     [
         ("mostly broken", "11 of the 20 pictures of “a” cannot be used. The first is a/000.png:"),
         ("empty class", "“c” holds no picture"),
-        ("rare", "train split would hold no picture of “c”"),
+        ("too deep", "“c” holds no picture, but “c/spring” does"),
+        ("all rare", "needs two or more classes of at least 3 pictures each and has 1"),
         ("half split", "but not valid/"),
         ("one class", "has 1"),
     ],
@@ -560,6 +564,114 @@ def test_a_bad_folder_is_refused_in_a_sentence(what, words, tmp_path):
         prepare(photos, root=tmp_path / "root")
     assert str(tmp_path) not in str(caught.value)
     assert not list(tmp_path.glob("root/*"))
+
+
+def test_a_class_too_small_for_the_split_is_left_out_and_told(tmp_path, capsys):
+    photos = class_folders(tmp_path / "photos", {"a": 20, "b": 20, "rare": 2, "repeats": 1})
+    for i in range(9):
+        shutil.copy(photos / "repeats" / "000.png", photos / "repeats" / f"again-{i}.png")
+    dataset = prepare(photos, root=tmp_path / "root")
+    assert dataset.class_names == ("a", "b")
+    told = capsys.readouterr().out
+    assert "class LEFT OUT: “rare” has 2 pictures that differ and needs 3" in told
+    assert "class LEFT OUT: “repeats” has 1 pictures that differ" in told
+    assert dataset.left_out == 12
+    reasons = pd.read_csv(dataset.report)
+    assert set(reasons["label"]) == {"rare", "repeats"}
+    assert reasons["problem"].str.contains("needs 3 pictures that differ").all()
+    assert "12" in dataset.banner()
+    # Two are enough where there is no test.
+    assert "rare" in prepare(photos, root=tmp_path / "two", shares=(0.7, 0.3)).class_names
+
+
+def test_three_pictures_of_a_class_are_one_of_each_split(tmp_path):
+    photos = class_folders(tmp_path / "photos", {"a": 5, "b": 4, "c": 3, "d": 3})
+    counts = prepare(photos, root=tmp_path / "root", shares=(0.7, 0.15, 0.15)).counts()
+    assert counts.loc["c"].to_list() == counts.loc["d"].to_list() == [1, 1, 1]
+    assert (counts >= 1).all(axis=None)
+
+
+def test_look_alikes_do_not_empty_a_split_of_a_small_class(tmp_path):
+    for seed in range(5):
+        photos = class_folders(tmp_path / f"photos-{seed}", {"a": 30, "b": 3}, seed=seed)
+        for i in range(6):
+            shutil.copy(photos / "b" / "000.png", photos / "b" / f"again-{i}.png")
+        dataset = prepare(photos, root=tmp_path / "root", seed=seed)
+        assert (dataset.counts().loc["b"] >= 1).all()
+        assert not pd.read_csv(dataset.duplicates)["across_splits"].any()
+
+
+def test_what_is_no_picture_by_its_name_is_told(tmp_path, capsys):
+    photos = class_folders(tmp_path / "photos", {"a": 10, "b": 10})
+    (photos / "a" / "film.MP4").write_bytes(b"x")
+    (photos / "b" / "scan").write_bytes(b"x")
+    prepare(photos, root=tmp_path / "root")
+    assert "not looked at: 2 (.mp4, no suffix)" in capsys.readouterr().out
+
+
+def test_the_other_names_of_the_validation_split_are_known(tmp_path):
+    for name in ("val", "validation"):
+        photos = tmp_path / name
+        for seed, split in enumerate(("train", name)):
+            class_folders(photos / split, {"a": 6, "b": 9}, seed=seed)
+        dataset = prepare(photos, root=tmp_path / "root")
+        assert dataset.counts().loc["b"].to_dict() == {"train": 9, "valid": 9}
+
+
+def test_a_path_from_the_home_folder_is_found(tmp_path, monkeypatch):
+    class_folders(tmp_path / "photos", {"a": 10, "b": 10})
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert prepare("~/photos", root=tmp_path / "root").class_names == ("a", "b")
+
+
+def phone_photo(kind="JPEG", size=(900, 600), mode="RGB"):
+    """A photo that lies on its side until its EXIF orientation is heeded; red is on top then."""
+    pixels = np.zeros((*size[::-1], 3), np.uint8)
+    pixels[:, : size[0] // 2] = [255, 0, 0]
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return saved(Image.fromarray(pixels).convert(mode), kind, exif=exif)
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode"),
+    [
+        ("JPEG", "RGB"),
+        ("JPEG", "CMYK"),
+        ("PNG", "RGB"),
+        ("PNG", "P"),
+        ("WEBP", "RGB"),
+        ("TIFF", "RGB"),
+    ],
+)
+def test_large_photos_are_scaled_down_upright(kind, mode, tmp_path):
+    photos = class_folders(tmp_path / "photos", {"a": 12, "b": 12})
+    name = f"large.{kind.lower()}"
+    (photos / "a" / name).write_bytes(phone_photo(kind, mode=mode))
+    dataset = prepare(photos, root=tmp_path / "root", short_side=60)
+    (path,) = [
+        path for split in dataset.splits for path, _ in dataset.files(split) if "large" in path.name
+    ]
+    with Image.open(path) as picture:
+        assert picture.size == (60, 90)
+        assert picture.format == ("PNG" if kind == "TIFF" else kind)
+        red, green, _ = picture.convert("RGB").getpixel((30, 5))
+        assert red > 200 > 60 > green
+    # What is small enough stays as it is.
+    small = {p.name: p.read_bytes() for p in (photos / "b").iterdir()}
+    kept = {p.name: p.read_bytes() for s in dataset.splits for p, c in dataset.files(s) if c == "b"}
+    assert kept == small
+    assert path.name in {p.name for s in dataset.splits for p, _ in dataset.files(s)}
+
+
+def test_more_pixels_than_training_takes_are_no_obstacle_when_scaled_down(tmp_path):
+    photos = class_folders(tmp_path / "photos", {"a": 12, "b": 12})
+    Image.new("RGB", (8000, 6000), "red").save(photos / "a" / "48 megapixels.jpg")
+    assert prepare(photos, root=tmp_path / "as-it-is").left_out == 1
+    dataset = prepare(photos, root=tmp_path / "small", short_side=512)
+    assert dataset.left_out == 0
+    again = prepare(photos, root=tmp_path / "small")
+    assert again.left_out == 1, "the setting was taken for the same"
 
 
 def test_broken_pictures_are_left_out_and_listed(tmp_path, capsys):

@@ -82,7 +82,8 @@ STREAM = pd.DataFrame(
     }
 )
 # Their figures have one vertical axis for two fields, or one horizontal.
-SHARED_HEIGHT = ("tuning_trials", "depth_and_decay", "benchmark", "repeated", "errors_by_quarter")
+SHARED_HEIGHT = ("tuning_trials", "depth_and_decay", "benchmark", "pace", "repeated")
+SHARED_HEIGHT += ("errors_by_quarter",)
 SHARED_WIDTH = ("drift",)
 HISTORY = pd.DataFrame(
     {
@@ -100,7 +101,28 @@ TABLE = pd.DataFrame(
     index=pd.Index(CLASSES, name="class"),
 ).assign(support=10)
 MATRIX = [[8, 2, 0], [3, 7, 0], [0, 0, 10]]
+CURVE = pd.DataFrame(
+    {
+        "pictures": [30, 30, 120, 120],
+        "seed": [0, 1, 0, 1],
+        "valid_accuracy": [0.7, 0.8, 0.9, 0.95],
+    }
+)
+CHANGED = pd.DataFrame(
+    {"pictures": 20, "kept": [1.0, 0.4], "accuracy": 0.9, "accuracy_changed": [0.9, 0.35]},
+    index=["mirrored", "upside down"],
+)
+PACE = pd.DataFrame(
+    {
+        "pictures_per_second": [20.0, 5000.0],
+        "epoch_seconds": [70.0, 0.28],
+        "busy": [0.6, 0.95],
+        "overhead": [0.4, float("nan")],
+    },
+    index=["slow", "quick"],
+)
 SCORES = {"ankle-boot": 0.7, "bag": 0.2, "sac à main": 0.1}
+SQUARE = np.zeros((20, 20, 3), np.uint8)
 SURE = {"label": "ankle-boot", "confidence": 0.7, "scores": SCORES}
 UNSURE = {"label": None, "confidence": 0.7, "scores": SCORES}
 
@@ -154,6 +176,10 @@ def figures(dataset):
         "prediction": plots.prediction(picture, SURE, "bag"),
         "predictions": plots.predictions([(picture, SURE, "bag"), (picture, UNSURE, None)]),
         "latency": plots.latency([5, 6, 7, 30]),
+        "learning_curve": plots.learning_curve(CURVE, classes=3),
+        "changed_pictures": plots.changed_pictures(CHANGED, dict.fromkeys(CHANGED.index, picture)),
+        "pace": plots.pace(PACE),
+        "explained": plots.explained(dict.fromkeys(("the picture", "bag"), SQUARE), SURE, "bag", 2),
     }
 
 
@@ -201,6 +227,16 @@ def test_titles_tell_the_numbers_of_the_data(figures):
     assert said["prediction"] == "Answer: ankle-boot (70%), wrong"
     assert said["predictions"] == "Answers to 2 pictures: 0 right, 1 not sure"
     assert "half took under 6.5 ms" in said["latency"]
+    assert said["learning_curve"] == (
+        "75.0% of the validation pictures right with 10 pictures a class, 92.5% with 40"
+    )
+    assert said["changed_pictures"] == (
+        "Of 20 pictures 90.0% are right as they are; worst is “upside down”: 35.0%"
+    )
+    assert said["pace"] == "An epoch takes 70.0 s as “slow” and 0.3 s as “quick”"
+    assert said["explained"] == "Answer: ankle-boot (70%), wrong; truth: bag"
+    bars = figures["explained"].axes[-1].get_yticklabels()
+    assert [text.get_text() for text in bars] == ["bag", "ankle-boot"]
 
 
 def test_colours_of_the_house_survive_outside_its_style(figures):
@@ -296,3 +332,17 @@ def test_a_notebook_shows_a_figure_that_pyplot_did_not_make():
 def test_importing_the_figures_does_not_import_torch():
     code = "import studio.plots, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60).returncode == 0
+
+
+def test_pictures_are_shown_upright_and_on_white():
+    turned = Image.new("RGB", (6, 4))
+    turned.putpixel((0, 0), (255, 0, 0))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # A quarter to the right.
+    file = io.BytesIO()
+    turned.save(file, "PNG", exif=exif)
+    shown = plots._open(file.getvalue())
+    assert (shown.size, shown.getpixel((3, 0))) == ((4, 6), (255, 0, 0))
+    clear = Image.new("RGBA", (4, 4), (0, 0, 0, 0))
+    assert plots._open(clear).getpixel((0, 0)) == (255, 255, 255)
+    assert plots._open(clear.convert("LA")).getpixel((0, 0)) == 255

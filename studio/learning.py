@@ -1,0 +1,56 @@
+"""The learning curve of a data set: what learning_curve.py wrote, and what it says of more data."""
+
+import io
+import math
+
+import numpy as np
+import pandas as pd
+
+from studio.jobs import output_uri, read_from_archive
+
+
+def load_curve(cloud, job):
+    """The table that a job with learning_curve.py wrote: share, seed, pictures, valid_accuracy."""
+    uri = f"{output_uri(job)}/output.tar.gz"
+    return pd.read_csv(io.BytesIO(read_from_archive(cloud, uri, "learning_curve.csv")))
+
+
+def summary(curve):
+    """By number of pictures: mean, lowest and highest accuracy, and how many trainings."""
+    accuracy = curve.groupby("pictures")["valid_accuracy"]
+    return accuracy.agg(mean="mean", lowest="min", highest="max", trainings="count")
+
+
+def forecast(curve, pictures):
+    """The accuracy to expect of so many pictures, by the power law that fits the measured errors.
+
+    Errors fall as a power of the number of examples over a wide range (Hestness et al. 2017,
+    arXiv:1712.00409); the law is fitted as a line to the logarithms of both. Where no error is
+    left, or it does not fall, that is the accuracy of all pictures.
+    """
+    means = summary(curve)["mean"]
+    errors = 1 - means[means < 1]
+    if len(errors) < 2:
+        return float(means.iloc[-1])
+    slope, start = np.polyfit(np.log(errors.index.to_numpy(float)), np.log(errors), 1)
+    if slope >= 0:
+        return float(means.iloc[-1])
+    return float(1 - math.exp(start + slope * math.log(pictures)))
+
+
+def sentence(curve):
+    """What the curve says, as Markdown: all pictures, fewer of them, and twice as many."""
+    means = summary(curve)["mean"]
+    most, reached = means.index[-1], means.iloc[-1]
+    half = means.index[np.abs(means.index - most / 2).argmin()]
+    fewer = [f"{n:,} of them {means[n]:.1%}" for n in sorted({half, means.index[0]} - {most})]
+    said = [f"All {most:,} training pictures reach **{reached:.1%}** of the validation pictures"]
+    said = f"{', '.join([*said, *fewer[::-1]])}. "
+    if reached == 1:
+        return f"{said}No error is left that more pictures could mend."
+    gain = forecast(curve, 2 * most) - forecast(curve, most)
+    worth = "so more pictures would pay" if gain >= 0.01 else "so pictures are not what it lacks"
+    return (
+        f"{said}If the error goes on falling as it did, twice as many bring {100 * gain:.1f} "
+        f"points more, {worth}."
+    )
