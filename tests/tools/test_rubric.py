@@ -5,17 +5,15 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 from urllib.parse import unquote
 
 import nbformat
 import pytest
 from nbconvert.filters import markdown2html
 
-from tools import rubric
+from tools import ROOT, notebooks_of, rubric
 from tools.criteria import GROUPS, Row
 
-ROOT = Path(__file__).resolve().parents[2]
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 
@@ -44,7 +42,7 @@ def anchors(path):
 def test_every_link_of_the_page_leads_somewhere():
     links = LINK.findall((ROOT / "docs" / "rubric.md").read_text())
     into_notebooks, into_files = 0, 0
-    known = {path: anchors(path) for path in rubric.notebooks(ROOT)}
+    known = {path: anchors(path) for path in notebooks_of(ROOT)}
     for link in links:
         name, _, fragment = link.partition("#")
         path = (ROOT / "docs" / name).resolve()
