@@ -119,7 +119,8 @@ def _anomaly(finding):
 def wide(table):
     """A table with sentences in it, none of them cut short, for a notebook."""
     with pd.option_context("display.max_colwidth", None):
-        return HTML(table.to_html(na_rep="–"))
+        # `na_rep` does not reach the missing values of pandas' integers.
+        return HTML(table.astype(object).where(table.notna(), "–").to_html())
 
 
 def fetch_output(cloud, job, folder="build/training-output"):

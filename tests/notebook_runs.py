@@ -51,6 +51,15 @@ def accuracy(run):
     return float(match[1]) / 100
 
 
+def bill(run):
+    """The bill that a run shows: {launch: US dollars} and the total."""
+    printed = run.output_of("costs.bill(cloud)")
+    kinds = "Training|Processing|Hosting"
+    rows = re.findall(rf"^ *(\S.*?) +(?:{kinds}) +ml\..* (\d+\.\d{{4}})$", printed, re.MULTILINE)
+    (total,) = re.findall(r"^ *total +(\d+\.\d{4})$", printed, re.MULTILINE)
+    return {launch: float(usd) for launch, usd in rows}, float(total)
+
+
 def assert_clean(notebook):
     bad = [
         output

@@ -18,6 +18,7 @@ from notebook_runs import (
     accuracy,
     all_text,
     assert_clean,
+    bill,
     code_cells,
     figures,
     processes_of,
@@ -134,6 +135,37 @@ def test_the_endpoint_refuses_what_is_no_picture(fashion):
     refusal = fashion.output_of("this is no picture")
     assert "400" in refusal
     assert "Traceback" not in refusal
+
+
+def test_every_launch_names_its_price_first_and_each_job_what_it_came_to(fashion):
+    told = all_text(fashion.notebook)
+    assert told.count(" on this machine, at no cost. On AWS:") == 7
+    assert told.count("that is above the budget of 1.00 USD.") >= 1  # The search is.
+    assert told.count("that is within the budget of 1.00 USD.") >= 1
+    (spot,) = set(re.findall(r"at most, or up to \d+% less on spot capacity", told))
+    assert spot.endswith("90% less on spot capacity")
+    sentences = set(re.findall(r"On AWS the (.*?) would have cost \*\*\d\.\d+ USD", told))
+    assert sentences == {
+        "search (2 trials)",
+        "training job “train”",
+        "processing job “report”",
+        "processing job “evaluate”",
+    }
+
+
+def test_the_bill_has_every_launch_and_its_total_is_their_sum(fashion):
+    rows, total = bill(fashion)
+    assert set(rows) == {
+        "search (2 trials)",
+        *(f"training job “{name}”" for name in ("train", "broken", "mended")),
+        *(f"processing job “{name}”" for name in ("report", "evaluate")),
+        "endpoint",
+    }
+    assert all(rows.values())
+    assert total == pytest.approx(sum(rows.values()), abs=1e-6)
+    sentence = fashion.output_of("costs.bill(cloud)")
+    assert "spot capacity saved" in sentence
+    assert re.search(r"as AWS named them on 202\d-\d\d-\d\d", sentence)
 
 
 def test_nothing_is_left_at_its_end(fashion):

@@ -10,7 +10,7 @@ SMALL = {
     "trainable": "all",
     "head_hidden": (),
     "dropout": 0.0,
-    "epochs": 12,
+    "epochs": 10,
     "batch_size": 256,
     "optimizer": "adamw",
     "lr": 0.01,

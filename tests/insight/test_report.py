@@ -18,7 +18,7 @@ from samples import link
 import report as entry_point
 from insight.findings import Finding
 from insight.tensors import Tensors, open_trial
-from studio.insight import Findings, make_report
+from studio.insight import Findings, make_report, wide
 from vision.cli import run
 
 SCHEMA = json.loads((job_output.ROOT / "docs/findings.schema.json").read_text())
@@ -330,6 +330,10 @@ def test_the_notebook_reads_tables_pictures_and_words(made):
     issues = [each for each in facts["findings"] if each["status"] == "IssuesFound"]
     assert list(table.index[: len(issues)]) == [each["rule"] for each in issues]
     assert set(findings.table("profiler").index) < set(table.index)
+    # Where nothing was found there is no step: a dash, and nothing of pandas' own.
+    shown = wide(findings.table()).data
+    assert "<NA>" not in shown
+    assert "<td>–</td>" in shown
     with Image.open(findings.picture("norms")) as image:
         assert image.width > 600
     assert findings.summary().count("\n- ") == len(facts["summary"]) - 1

@@ -2,7 +2,14 @@ import re
 
 import pandas as pd
 import pytest
-from tiny_jobs import put, start_training, tar_gz
+from tiny_jobs import (
+    put,
+    start_endpoint,
+    start_processing,
+    start_training,
+    start_tuning,
+    tar_gz,
+)
 
 from studio import jobs
 from studio.jobs import JobFailed, follow, follow_tuning
@@ -54,78 +61,10 @@ def test_a_stopped_job_is_returned_as_such(cloud):
 
 
 def test_a_processing_job_is_followed_the_same_way(cloud, capsys):
-    name = f"{cloud.run}-processing"
-    cloud.client("sagemaker").create_processing_job(
-        ProcessingJobName=name,
-        AppSpecification={
-            "ImageUri": cloud.processing_image,
-            "ContainerEntrypoint": ["/bin/sh", "-c", "echo accuracy=0.5"],
-        },
-        RoleArn=cloud.role,
-        ProcessingResources={
-            "ClusterConfig": {
-                "InstanceType": "ml.m5.large",
-                "InstanceCount": 1,
-                "VolumeSizeInGB": 1,
-            }
-        },
-    )
+    name = start_processing(cloud, "processing", "echo accuracy=0.5")
     job = follow(cloud, name, kind="ProcessingJob")
     assert job["ProcessingJobStatus"] == "Completed"
     assert "accuracy=0.5" in capsys.readouterr().out
-
-
-TRIAL = """
-import argparse
-parser = argparse.ArgumentParser()
-parser.add_argument("--lr", type=float)
-parser.add_argument("--kind")
-lr = parser.parse_args().lr
-if lr > {limit}:
-    raise SystemExit("diverged")
-print(f"score={{lr}}")
-"""
-
-
-def start_tuning(cloud, name, limit, trials):
-    name = f"{cloud.run}-{name}"
-    source = put(cloud, f"{name}.tar.gz", tar_gz({"trial.py": TRIAL.format(limit=limit).encode()}))
-    ranges = {
-        "ContinuousParameterRanges": [{"Name": "lr", "MinValue": "0.1", "MaxValue": "0.9"}],
-        "CategoricalParameterRanges": [{"Name": "kind", "Values": ["a", "b"]}],
-    }
-    cloud.client("sagemaker").create_hyper_parameter_tuning_job(
-        HyperParameterTuningJobName=name,
-        HyperParameterTuningJobConfig={
-            "Strategy": "Random",
-            "HyperParameterTuningJobObjective": {"Type": "Maximize", "MetricName": "score"},
-            "ResourceLimits": {
-                "MaxNumberOfTrainingJobs": trials,
-                "MaxParallelTrainingJobs": min(2, trials),
-            },
-            "ParameterRanges": ranges,
-        },
-        TrainingJobDefinition={
-            "StaticHyperParameters": {
-                "sagemaker_program": "trial.py",
-                "sagemaker_submit_directory": source,
-            },
-            "AlgorithmSpecification": {
-                "TrainingImage": cloud.training_image,
-                "TrainingInputMode": "File",
-                "MetricDefinitions": [{"Name": "score", "Regex": "score=([0-9.]+)"}],
-            },
-            "RoleArn": cloud.role,
-            "OutputDataConfig": {"S3OutputPath": cloud.s3_uri("search")},
-            "ResourceConfig": {
-                "InstanceType": "ml.m5.large",
-                "InstanceCount": 1,
-                "VolumeSizeInGB": 1,
-            },
-            "StoppingCondition": {"MaxRuntimeInSeconds": 60},
-        },
-    )
-    return name
 
 
 def test_a_search_is_followed_trial_by_trial(cloud, capsys):
@@ -152,18 +91,7 @@ def test_a_search_whose_trials_all_fail_says_so(cloud, capsys):
 
 
 def test_an_endpoint_that_cannot_start_raises_its_reason(cloud):
-    client, name = cloud.client("sagemaker"), f"{cloud.run}-broken"
-    model = put(cloud, "broken.tar.gz", b"this is no archive")
-    client.create_model(
-        ModelName=name,
-        ExecutionRoleArn=cloud.role,
-        PrimaryContainer={"Image": cloud.inference_image, "ModelDataUrl": model},
-    )
-    variant = {"VariantName": "only", "ModelName": name, "InstanceType": "ml.m5.large"}
-    client.create_endpoint_config(
-        EndpointConfigName=name, ProductionVariants=[{**variant, "InitialInstanceCount": 1}]
-    )
-    client.create_endpoint(EndpointName=name, EndpointConfigName=name)
+    name = start_endpoint(cloud, "broken", put(cloud, "broken.tar.gz", b"this is no archive"))
     with pytest.raises(JobFailed, match=rf"{name}: .+"):
         jobs.wait_for_endpoint(cloud, name)
 
