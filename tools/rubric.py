@@ -147,7 +147,7 @@ def table_row(row: Row, root: Path) -> str:
 
 
 def check_absence(row: Row, root: Path) -> None:
-    """A row without a cell has to say so, and no notebook may do what it speaks of.
+    """A row without a cell has to say so, and no executed cell may do what it speaks of.
 
     Raises:
         NotFound: it is there after all.
@@ -157,9 +157,9 @@ def check_absence(row: Row, root: Path) -> None:
     for path in notebooks_of(root):
         for cell in read_notebook(path):
             for words in row.unless:
-                if words in cell.source:
+                if cell.number is not None and words in cell.source:
                     name = path.relative_to(root)
-                    raise NotFound(f"said to be in no notebook, but {name} has `{words}`")
+                    raise NotFound(f"said to be in no notebook, but {name} has run `{words}`")
 
 
 def cell_link(notebook: str, words: str, cell: Cell) -> str:

@@ -166,7 +166,7 @@ WRONG = {
     "no words": (Row("It is captured", note="It is not."), "needs a note"),
     "there after all": (
         Row("It is captured", note="It is not.", unless=("DataCaptureConfig",)),
-        "notebooks/other.ipynb has `DataCaptureConfig`",
+        "notebooks/other.ipynb has run `DataCaptureConfig`",
     ),
 }
 
@@ -180,7 +180,8 @@ def test_what_is_not_true_is_told(project, case):
 
 
 def test_what_is_absent_is_said_at_the_top_and_in_its_row(project):
-    absent = Row("It is piped", note="There is none.", unless=("Pipeline(",))
+    # A cell that has not run yet shows nothing.
+    absent = Row("It is piped", note="There is none.", unless=("Pipeline(", "later()"))
     text = rubric.page({"All": [GOOD, absent]}, project)
     assert "- 1 of 2 rows are shown" in text
     assert "- Not in this project: *It is piped*." in text
