@@ -10,7 +10,7 @@ PY := .venv/bin/python
 NOTEBOOK := train_and_deploy.ipynb
 
 .DEFAULT_GOAL := help
-.PHONY: help run test bench benchmarks soak notebook lab web web-deploy web-remove stop clean venv
+.PHONY: help run test bench benchmarks soak notebook lab site web web-deploy web-remove stop clean venv
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ notebook: venv  ## execute the committed notebook (NOTEBOOK=...) again, in place
 
 lab: venv  ## open the notebook in JupyterLab
 	@$(PY) -m jupyterlab $(NOTEBOOK) $(if $(filter 0,$(shell id -u)),--allow-root)
+
+site: venv  ## all notebooks and documents as pages in build/site, to be read without a network
+	@$(PY) -m tools.site --output build/site
 
 web: venv  ## serve a model behind a web page on this machine (MODEL=, DATA=, PORT=)
 	@$(PY) -m studio.web $(if $(MODEL),--model "$(MODEL)") $(if $(DATA),--data "$(DATA)") \

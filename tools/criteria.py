@@ -16,7 +16,7 @@ class Row(NamedTuple):
     Attributes:
         cells: at least one of them has to have an output.
         note: what else is to be said; a row without cells has to say why.
-        unless: words of code, for a row without cells: a notebook that has them refutes it.
+        unless: words of code, for a row without cells: an executed cell with them refutes it.
     """
 
     asked: str
@@ -363,20 +363,28 @@ GROUPS = {
             ),
             code=("studio/costs.py::agree", "studio/costs.py::hourly_price"),
             tests=(
-                "tests/studio/test_costs.py::test_yes_goes_on_after_the_price_was_named",
+                "tests/studio/test_costs.py::"
+                "test_above_the_budget_yes_goes_on_after_the_price_was_named",
                 "tests/studio/test_costs.py::test_anything_but_yes_starts_nothing",
             ),
         ),
         Row(
             "Cost analysis: what the run cost, launch by launch",
-            note="Prices are named before a launch; what it came to is not added up afterwards.",
+            code=("studio/costs.py::bill", "studio/usage.py::usage"),
+            tests=(
+                "tests/studio/test_costs.py::"
+                "test_the_bill_has_a_row_for_every_launch_and_none_for_a_trial",
+                "tests/studio/test_costs.py::"
+                "test_the_total_is_the_sum_of_the_rows_as_they_are_shown",
+            ),
+            note="The notebooks have the cell; it was not executed yet.",
             unless=("costs.bill",),
         ),
         Row(
             "Spot capacity, with checkpoints",
             cells=(
                 f"{COURSE}::enable_managed_spot_training=True",
-                f"{COURSE}::job['BillableTimeInSeconds']}}**",
+                f"{COURSE}::costs.cost_of(cloud, job)",
             ),
             code=("vision/checkpoint.py::Checkpoints", "vision/training.py::Trainer._resume"),
             tests=(

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
+from tools import ROOT, notebooks_of
 from tools.criteria import GROUPS, Row
 
-ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "rubric.md"
 HEADING = re.compile(r"^#{2,} (.+)$", re.MULTILINE)
 LONGEST_CODE = 76  # Characters of a line of code that a column of the table shows.
@@ -147,19 +147,19 @@ def table_row(row: Row, root: Path) -> str:
 
 
 def check_absence(row: Row, root: Path) -> None:
-    """A row without a cell has to say so, and no notebook may do what it speaks of.
+    """A row without a cell has to say so, and no executed cell may do what it speaks of.
 
     Raises:
         NotFound: it is there after all.
     """
     if not row.note or not row.unless:
         raise NotFound("a row without a cell needs a note and the words that would refute it")
-    for path in notebooks(root):
+    for path in notebooks_of(root):
         for cell in read_notebook(path):
             for words in row.unless:
-                if words in cell.source:
+                if cell.number is not None and words in cell.source:
                     name = path.relative_to(root)
-                    raise NotFound(f"said to be in no notebook, but {name} has `{words}`")
+                    raise NotFound(f"said to be in no notebook, but {name} has run `{words}`")
 
 
 def cell_link(notebook: str, words: str, cell: Cell) -> str:
@@ -210,11 +210,6 @@ def split(reference: str) -> tuple[str, str]:
     """A path and what is meant in it, as `path::words`."""
     path, _, words = reference.partition("::")
     return path, words
-
-
-def notebooks(root: Path) -> list[Path]:
-    """The notebooks of the project, the course first."""
-    return [root / "train_and_deploy.ipynb", *sorted((root / "notebooks").glob("*.ipynb"))]
 
 
 def find_cell(root: Path, notebook: str, words: str) -> Cell:
