@@ -370,6 +370,7 @@ GROUPS = {
         ),
         Row(
             "Cost analysis: what the run cost, launch by launch",
+            cells=(f"{COURSE}::bill = costs.bill(cloud)",),
             code=("studio/costs.py::bill", "studio/usage.py::usage"),
             tests=(
                 "tests/studio/test_costs.py::"
@@ -377,8 +378,6 @@ GROUPS = {
                 "tests/studio/test_costs.py::"
                 "test_the_total_is_the_sum_of_the_rows_as_they_are_shown",
             ),
-            note="The notebooks have the cell; it was not executed yet.",
-            unless=("costs.bill",),
         ),
         Row(
             "Spot capacity, with checkpoints",

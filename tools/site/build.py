@@ -89,8 +89,7 @@ def build(paths: Sequence[Path], output: Path, root: Path) -> Site:
     """
     check_output(output)
     pages = [read_notebook(path, root) for path in paths]
-    documents = [root / README, *sorted((root / "docs").glob("*.md"))]
-    pages += [read_document(path, root) for path in documents]
+    pages += [read_document(path, root) for path in documents_of(root)]
     site = Site(root, pages)
     for each in pages:
         link(site, each)
@@ -105,6 +104,13 @@ def build(paths: Sequence[Path], output: Path, root: Path) -> Site:
     finally:
         shutil.rmtree(partial_output, ignore_errors=True)
     return site
+
+
+def documents_of(root: Path) -> list[Path]:
+    """The Markdown files of the project; one without a title is a part of another."""
+    paths = sorted((root / "docs").glob("*.md"))
+    titled = [path for path in paths if path.read_text(encoding="utf-8").startswith("# ")]
+    return [root / README, *titled]
 
 
 def check_output(output: Path) -> None:
@@ -149,7 +155,8 @@ def read_document(path: Path, root: Path) -> Page:
         return picture.read_bytes() if picture.is_file() else None
 
     page.size_pictures(html, read)
-    return Page(origin(path, root), title, lead, html)
+    # Its title is that of the whole project, as the course's is.
+    return Page(origin(path, root), path.stem if path.name == README else title, lead, html)
 
 
 def origin(path: Path, root: Path) -> str:
@@ -232,7 +239,8 @@ def write(site: Site, folder: Path) -> None:
         )
         save(folder / target, text.encode())
 
-    put(INDEX, "index.html", title=readme.title, lead=readme.lead, pages=site.pages)
+    title = page.words(readme.html.h1)
+    put(INDEX, "index.html", title=title, lead=readme.lead, pages=site.pages)
     for before, each, after in zip([None, *site.pages], site.pages, [*site.pages[1:], None]):
         put(each.target, "page.html", page=each, title=each.title, before=before, after=after)
         for name, content in (each.notebook.figures if each.notebook else {}).items():

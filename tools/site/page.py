@@ -27,7 +27,8 @@ def tidy(html: str, anchor: Callable[[str], str]) -> BeautifulSoup:
         element.decompose()
     name_headings(soup, anchor)
     for diagram in soup.select("pre.mermaid"):
-        diagram.parent.replace_with(flow(soup, diagram.get_text()))
+        # Between its pieces of text are line breaks.
+        diagram.parent.replace_with(flow(soup, diagram.get_text("; ")))
     for table in soup.find_all("table"):
         table.attrs = {"class": "dataframe"} if "dataframe" in table.get("class", []) else {}
         table.wrap(soup.new_tag("div", attrs={"class": "wide", "tabindex": "0"}))
@@ -87,7 +88,7 @@ def flow(soup: BeautifulSoup, mermaid: str) -> Tag:
             item = soup.new_tag("li")
             arrow = f"{start} → {end}"
             item.append(soup.new_tag("b", string=arrow))
-            item.append(": " + said.replace("<br>", "; "))
+            item.append(f": {said}")
             found.append(item)
     return found
 
