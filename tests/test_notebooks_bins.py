@@ -69,7 +69,7 @@ def test_reported_numbers_are_marked_as_such(run):
 
 def test_the_search_is_over_networks_and_the_training_takes_its_choice(run):
     told = run.output_of('tuner = make_tuner("search"')
-    found = dict(re.findall(r"trial (\d): completed.*model (\w+)\)", told))
+    found = dict(re.findall(r"trial (\d): completed.*model (\w+)[,)]", told))
     assert set(found) == {"1", "2"}, told
     assert set(found.values()) <= {"small_resnet", "small_resnet_wide"}
     chosen = re.search(r"Best of 2: \*\*(\w+)\*\*", run.output_of("found = {"))[1]

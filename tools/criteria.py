@@ -8,6 +8,9 @@ from typing import NamedTuple
 
 COURSE = "train_and_deploy.ipynb"
 LISTINGS = "notebooks/listings_web_app.ipynb"
+BINS = "notebooks/inventory_bins.ipynb"
+DOGS = "notebooks/dog_breeds.ipynb"
+OWN = "notebooks/your_own_folder.ipynb"
 
 
 class Row(NamedTuple):
@@ -50,6 +53,12 @@ GROUPS = {
                 "tests/studio/test_datasets.py::"
                 "test_a_split_is_disjoint_complete_stratified_and_repeatable",
             ),
+        ),
+        Row(
+            "Any folder of pictures will do: one line changes",
+            cells=(f"{OWN}::datasets.prepare(", f"{OWN}::wide(advice.table(lessons))"),
+            code=("studio/datasets.py::prepare", "studio/advice.py::table"),
+            tests=("tests/test_notebooks_own_folder.py::test_the_rare_class_is_kept_and_named",),
         ),
         Row(
             "No test picture is also a training picture",
@@ -138,6 +147,12 @@ GROUPS = {
                 "tests/vision/test_models.py::"
                 "test_what_is_frozen_neither_learns_nor_moves_its_statistics",
             ),
+        ),
+        Row(
+            "A learning curve: what more pictures would bring",
+            cells=(f"{DOGS}::plots.learning_curve(", f"{OWN}::plots.learning_curve("),
+            code=("learning_curve.py::main", "studio/learning.py::forecast"),
+            tests=("tests/test_learning_curve.py::test_more_pictures_teach_more",),
         ),
         Row(
             "Metrics are logged while it trains, and read back",
@@ -233,6 +248,14 @@ GROUPS = {
             tests=(
                 "tests/insight/test_rules.py::test_what_is_advised_is_a_flag_of_training",
                 "tests/insight/test_rules.py::test_following_the_advice_makes_the_run_better",
+            ),
+        ),
+        Row(
+            "A finding of the profiler is acted on: use of the machine before and after",
+            cells=(f"{DOGS}::pace(cloud, runs",),
+            code=("studio/insight.py::pace", "insight/profile_rules.py::check_profile"),
+            tests=(
+                "tests/test_notebooks_dogs.py::test_the_advice_of_the_rule_is_followed_until_it_is_quiet",
             ),
         ),
         Row(
@@ -395,6 +418,7 @@ GROUPS = {
         ),
         Row(
             "A spot interruption in the middle of a training is survived",
+            cells=(f'{BINS}::"interrupt", name', f"{BINS}::went_through = phases(job)"),
             code=(
                 "vision/training.py::Trainer._checkpoint",
                 "local_cloud/interruption.py::interrupt",
@@ -403,11 +427,13 @@ GROUPS = {
                 "tests/studio/test_course_jobs.py::"
                 "test_two_hosts_and_an_interruption_leave_the_learning_curve_as_it_is",
             ),
-            note="No notebook interrupts its training.",
-            unless=("interrupt",),
         ),
         Row(
             "Distributed training over several instances",
+            cells=(
+                f"{BINS}::distributed=Torchrun(process_count_per_node=1)",
+                f"{BINS}::trainer.train(input_data_config=inputs",
+            ),
             code=("vision/distributed.py::Group", "local_cloud/cluster.py::Cluster"),
             tests=(
                 "tests/studio/test_course_jobs.py::"
@@ -415,8 +441,6 @@ GROUPS = {
                 "tests/local_cloud/test_several_hosts.py::"
                 "test_torchrun_of_the_sdk_over_two_hosts_with_two_processes_each",
             ),
-            note="No notebook launches one; every entry point runs under Torchrun.",
-            unless=("Torchrun", "instance_count=2"),
         ),
         Row(
             "Several models behind one endpoint, compared under the same questions",
@@ -432,11 +456,13 @@ GROUPS = {
             ),
         ),
         Row(
-            "Data capture at the endpoint",
-            code=("local_cloud/data_capture.py::DataCapture",),
+            "Data capture at the endpoint, read back and watched for drift",
+            cells=(
+                f"{BINS}::records = monitoring.captured(cloud",
+                f"{BINS}::plots.drift(stream",
+            ),
+            code=("local_cloud/data_capture.py::DataCapture", "studio/monitoring.py::captured"),
             tests=("tests/local_cloud/test_hosting_requests.py::test_data_capture",),
-            note="No notebook switches it on; the local cloud carries it out.",
-            unless=("DataCaptureConfig", "data_capture_config"),
         ),
         Row(
             "Asynchronous inference",
