@@ -1,15 +1,20 @@
 """What it costs to look into a training: time and space of --debug true and --profile true.
 
-    python benchmarks/debugging.py                  # resnet18 at 64 pixels: half an hour
-    python benchmarks/debugging.py --epochs 1 --pictures 512 --rounds 1
+    python benchmarks/debugging.py                  # resnet18 at 64 pixels: a quarter of an hour
+    python benchmarks/debugging.py --epochs 1 --pictures 512 --rounds 1 --no-table
+    python benchmarks/debugging.py --table          # write the README's table, measure nothing
 
 Trains on generated pictures, in turns without anything, with the debugger and with the profiler,
-so that whatever else the machine does meets all three. Prints medians over the rounds: seconds of
-all epochs as history.csv has them, the cost in percent, and the megabytes written.
+so that whatever else the machine does meets all three. Each is compared with the training without
+anything of its own round: seconds of all epochs as history.csv has them, and seconds that
+processors worked for the whole process, which other work on the machine changes less. Every round
+goes to benchmarks/debugging.json, from which the README's table is written.
 """
 
 import argparse
 import csv
+import json
+import resource
 import shutil
 import statistics
 import subprocess
@@ -21,7 +26,20 @@ import numpy as np
 from PIL import Image
 
 PROJECT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(PROJECT))
+
+from benchmarks.results import conditions, write_table  # noqa: E402
+
+RESULTS = PROJECT / "benchmarks" / "debugging.json"
+BEGIN = "<!-- written by benchmarks/debugging.py -->"
+INTRODUCTION = """What it costs to look, measured by `python benchmarks/debugging.py`, each round against
+a training without either; medians, with the lowest and the highest:"""
 RUNS = {"off": (), "debug": ("--debug", "true"), "profile": ("--profile", "true")}
+# What the table calls each, and what it is to stay below.
+WATCHED = {
+    "debug": ("the debugger, at its default interval", "10%, 50 MB"),
+    "profile": ("the profiler, at its default interval", "3%"),
+}
 CLASSES = 10
 
 
@@ -38,7 +56,7 @@ def write_pictures(folder, count, size, seed):
 
 
 def train(data, output, args, *words):
-    """Train in a process of its own; return (seconds of all epochs, megabytes written)."""
+    """Train in a process of its own; return seconds of all epochs, of processors, and megabytes."""
     command = [
         *(sys.executable, PROJECT / "train_model.py"),
         *("--train", data / "train", "--valid", data / "valid", "--output-data-dir", output),
@@ -46,7 +64,9 @@ def train(data, output, args, *words):
         *("--recipe", "photos-all", "--pretrained", "false", "--patience", 0),
         *("--epochs", args.epochs, "--batch-size", args.batch_size, *words),
     ]
+    before = processor_seconds()
     done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
+    worked = processor_seconds() - before
     if done.returncode:
         raise SystemExit(f"train_model.py failed:\n{done.stdout}{done.stderr}")
     with (output / "history.csv").open() as file:
@@ -56,26 +76,62 @@ def train(data, output, args, *words):
     if words and not megabytes:
         raise SystemExit(f"{' '.join(words)} wrote nothing:\n{done.stdout}")
     shutil.rmtree(output)
-    return seconds, megabytes
+    return {"seconds": seconds, "processor_seconds": worked, "megabytes": megabytes}
 
 
-def main(args):
-    measured = {name: [] for name in RUNS}
+def processor_seconds():
+    """Return the seconds that processors worked for the processes that this one waited for."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def measure(args):
+    """Return what each round of trainings took: a list of {run: figures}."""
+    rounds = []
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "data"
         write_pictures(data / "train", args.pictures, args.size, 1)
         write_pictures(data / "valid", args.pictures // 5, args.size, 2)
         for number in range(args.rounds):
+            rounds.append({})
             for name, words in RUNS.items():
                 figures = train(data, Path(folder) / "output", args, *words)
-                measured[name].append(figures)
-                print(f"round {number + 1} {name}: {figures[0]:.1f} s", flush=True)
-    base = statistics.median(seconds for seconds, _ in measured["off"])
-    print(f"{args.model} at {args.size} pixels, medians of {args.rounds} rounds")
-    for name, figures in measured.items():
-        seconds, megabytes = (statistics.median(column) for column in zip(*figures))
-        cost = 100 * (seconds / base - 1)
-        print(f"{name:8} {seconds:8.1f} s {cost:+6.1f} % {megabytes:8.2f} MB")
+                rounds[-1][name] = figures
+                print(f"round {number + 1} {name}: {figures}", flush=True)
+    return rounds
+
+
+def table(results):
+    """Return the README's table, as Markdown: medians over the rounds of a measurement."""
+    rounds, settings = results["rounds"], results["settings"]
+    rows = ["| what | time | work of the processors | written | target |", "|" + " --- |" * 5]
+    for name, (words, target) in WATCHED.items():
+        written = statistics.median(each[name]["megabytes"] for each in rounds)
+        rows.append(
+            f"| {words} | {_cost(rounds, name, 'seconds')} | "
+            f"{_cost(rounds, name, 'processor_seconds')} | {written:.1f} MB | {target} |"
+        )
+    base = statistics.median(each["off"]["seconds"] for each in rounds)
+    rows.append(
+        f"| neither: {settings['model']} at {settings['size']} pixels, "
+        f"{settings['epochs'] * settings['pictures']:,} pictures | {base:.0f} s | | nothing | |"
+    )
+    return "\n".join(rows)
+
+
+def _cost(rounds, name, key):
+    costs = [each[name][key] / each["off"][key] - 1 for each in rounds]
+    return f"{statistics.median(costs):+.1%} ({min(costs):+.1%} to {max(costs):+.1%})"
+
+
+def main(args):
+    if not args.table:
+        measured = {"settings": vars(args), "rounds": measure(args), **conditions()}
+        if args.no_table:
+            print(table(measured))
+            return
+        RESULTS.write_text(json.dumps(measured, indent=1) + "\n")
+    write_table(BEGIN, f"{INTRODUCTION}\n\n{table(json.loads(RESULTS.read_text()))}")
 
 
 if __name__ == "__main__":
@@ -86,6 +142,8 @@ if __name__ == "__main__":
     parser.add_argument("--size", type=int, default=64, help="side of the pictures in pixels")
     parser.add_argument("--pictures", type=int, default=6400)
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--table", action="store_true", help="only write the table in README.md")
+    parser.add_argument("--no-table", action="store_true", help="print the table, keep nothing")
     main(parser.parse_args())
