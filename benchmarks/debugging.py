@@ -32,8 +32,8 @@ from benchmarks.results import conditions, write_table  # noqa: E402
 
 RESULTS = PROJECT / "benchmarks" / "debugging.json"
 BEGIN = "<!-- written by benchmarks/debugging.py -->"
-INTRODUCTION = """What it costs to look, measured by `python benchmarks/debugging.py`, each round against
-a training without either; medians, with the lowest and the highest:"""
+INTRODUCTION = """What it costs to look, measured by `python benchmarks/debugging.py`, each round
+against a training without either; medians, with the lowest and the highest:"""
 RUNS = {"off": (), "debug": ("--debug", "true"), "profile": ("--profile", "true")}
 # What the table calls each, and what it is to stay below.
 WATCHED = {
