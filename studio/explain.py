@@ -2,6 +2,7 @@
 
 import shutil
 import tempfile
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -34,11 +35,15 @@ def where_it_looked(folder, picture: bytes, class_names) -> dict[str, np.ndarray
     from vision.explain import grad_cam
     from vision.figures import overlay
 
-    classifier = load_classifier(folder)
-    image = classifier.decode(picture)
-    X = classifier.preprocessing.normalise(image.unsqueeze(0)).repeat(len(class_names), 1, 1, 1)
-    targets = torch.tensor([classifier.class_names.index(name) for name in class_names])
-    heat = grad_cam(classifier.model, classifier.model.cam_layer, X, targets)
+    with warnings.catch_warnings():
+        # What timm and captum import looks for a package of widgets when it is in a notebook.
+        warnings.filterwarnings("ignore", "IProgress not found")
+        classifier = load_classifier(folder)
+        network, names = classifier.model, classifier.class_names
+        image = classifier.decode(picture)
+        X = classifier.preprocessing.normalise(image.unsqueeze(0)).repeat(len(class_names), 1, 1, 1)
+        targets = torch.tensor([names.index(name) for name in class_names])
+        heat = grad_cam(network, network.cam_layer, X, targets)
     pixels = image.permute(1, 2, 0).numpy()
     found = {name: overlay(pixels, where) for name, where in zip(class_names, heat)}
     return {"the picture": pixels, **found}

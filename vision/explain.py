@@ -1,7 +1,5 @@
 """Where a network looked."""
 
-import warnings
-
 import numpy as np
 import torch
 from torch import nn
@@ -19,10 +17,7 @@ def grad_cam(
     Grad-CAM (Selvaraju et al. 2017, arXiv:1610.02391) at a convolutional layer, for normalised
     pictures (N, C, H, W) and classes (N); each map is scaled by its largest value.
     """
-    with warnings.catch_warnings():
-        # In a notebook its progress bars, which are not used here, ask for a package of widgets.
-        warnings.simplefilter("ignore")
-        from captum.attr import LayerGradCam
+    from captum.attr import LayerGradCam
 
     attribution = LayerGradCam(model.eval(), layer)
     maps = []
