@@ -8,7 +8,7 @@ from notebook_runs import DOGS, all_text, assert_clean, bill, code_cells, figure
 
 BREEDS, PHOTOS = 6, 10
 # Few photos and few trainings: what is tested is the way, not the accuracy.
-FEW = {"TRIALS": 2, "EPOCHS": 3, "WATCHED_EPOCHS": 9, "SHARES": "0.5,1", "REPEATS": 1}
+FEW = {"TRIALS": 2, "EPOCHS": 100, "WATCHED_EPOCHS": 9, "SHARES": "0.5,1", "REPEATS": 1}
 
 
 @pytest.fixture(scope="module")
