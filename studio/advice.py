@@ -113,6 +113,8 @@ def ask_changed(ask, pictures):
     Columns: pictures, kept (share of the answers that stay the same), accuracy before and after,
     and p_value: how likely chance alone makes such a difference (exact McNemar test).
     """
+    from vision.metrics import mcnemar  # Here, because it loads torch.
+
     pixels = [upright(path) for path, _ in pictures]
     truth = np.array([name for _, name in pictures])
     before = np.array([_best_class(ask(_png(picture))) for picture in pixels])
@@ -124,7 +126,7 @@ def ask_changed(ask, pictures):
             "kept": (before == after).mean(),
             "accuracy": (before == truth).mean(),
             "accuracy_changed": (after == truth).mean(),
-            "p_value": _mcnemar(before == truth, after == truth),
+            "p_value": mcnemar(before == truth, after == truth)["p_value"],
         }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("change")
 
@@ -138,13 +140,6 @@ def _png(picture):
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
-
-
-def _mcnemar(before, after):
-    from scipy.stats import binomtest
-
-    lost, won = int((before & ~after).sum()), int((~before & after).sum())
-    return binomtest(lost, lost + won).pvalue if lost + won else 1.0
 
 
 def harmful(changed):

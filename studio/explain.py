@@ -1,27 +1,15 @@
 """Where a trained model looked, asked of its artifact in S3."""
 
-import shutil
-import tempfile
 import warnings
-from pathlib import Path
 
 import numpy as np
 
-from studio.jobs import split_uri
+from studio.jobs import fetch_archive
 
 
 def fetch_model(cloud, uri, folder="build/model"):
     """Download and unpack a model.tar.gz; return its folder as a Path."""
-    from vision.archives import extract
-
-    folder = Path(folder)
-    shutil.rmtree(folder, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix="model-") as scratch:
-        archive = Path(scratch) / "model.tar.gz"
-        bucket, key = split_uri(uri)
-        cloud.client("s3").download_file(bucket, key, str(archive))
-        extract(archive, folder)
-    return folder
+    return fetch_archive(cloud, uri, folder)
 
 
 def where_it_looked(folder, picture: bytes, class_names) -> dict[str, np.ndarray]:
@@ -44,6 +32,7 @@ def where_it_looked(folder, picture: bytes, class_names) -> dict[str, np.ndarray
         X = classifier.preprocessing.normalise(image.unsqueeze(0)).repeat(len(class_names), 1, 1, 1)
         targets = torch.tensor([names.index(name) for name in class_names])
         heat = grad_cam(network, network.cam_layer, X, targets)
-    pixels = image.permute(1, 2, 0).numpy()
+    # Grey pictures, too, have three channels on a screen.
+    pixels = image.expand(3, -1, -1).permute(1, 2, 0).numpy()
     found = {name: overlay(pixels, where) for name, where in zip(class_names, heat)}
     return {"the picture": pixels, **found}

@@ -3,14 +3,13 @@
 import html
 import json
 import os
-import shutil
 import tempfile
 from pathlib import Path
 
 import pandas as pd
 from IPython.display import HTML
 
-from studio.jobs import download, output_uri, split_uri
+from studio.jobs import download, fetch_archive, output_uri
 
 # What smdebug logs about its settings is not for readers of a notebook.
 os.environ.setdefault("SMDEBUG_LOG_LEVEL", "error")
@@ -125,16 +124,7 @@ def wide(table):
 
 def fetch_output(cloud, job, folder="build/training-output"):
     """Download and unpack what a training job left in its output folder; return that as a Path."""
-    from vision.archives import extract
-
-    folder = Path(folder)
-    shutil.rmtree(folder, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix="training-") as scratch:
-        archive = Path(scratch) / "output.tar.gz"
-        bucket, key = split_uri(f"{output_uri(job)}/{archive.name}")
-        cloud.client("s3").download_file(bucket, key, str(archive))
-        extract(archive, folder)
-    return folder
+    return fetch_archive(cloud, f"{output_uri(job)}/output.tar.gz", folder)
 
 
 # What follows reads tensors and so loads smdebug, which only the cells about them need.

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import pandas as pd
 
 from studio.cloud import ROOT
+from vision.archives import extract
 
 FINAL = ("Completed", "Failed", "Stopped")
 POLL_LOCAL, POLL_AWS = 0.5, 10  # Seconds between looks.
@@ -288,6 +289,18 @@ def read_from_archive(cloud, uri, member):
         file.seek(0)
         with tarfile.open(fileobj=file) as archive:
             return archive.extractfile(member).read()
+
+
+def fetch_archive(cloud, uri, folder):
+    """Unpack a `.tar.gz` in S3 into a folder, in place of what was there; return it as a Path."""
+    folder = Path(folder)
+    shutil.rmtree(folder, ignore_errors=True)
+    bucket, key = split_uri(uri)
+    with tempfile.TemporaryDirectory(prefix="archive-") as scratch:
+        archive = Path(scratch) / Path(key).name
+        cloud.client("s3").download_file(bucket, key, str(archive))
+        extract(archive, folder)
+    return folder
 
 
 def list_archive(cloud, uri):

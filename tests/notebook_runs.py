@@ -61,12 +61,15 @@ def accuracy(run):
 
 
 def bill(run):
-    """The bill that a run shows: {launch: US dollars} and the total."""
+    """The bill that a run shows: {launch: US dollars of all that are called so} and the total."""
     printed = run.output_of("costs.bill(cloud)")
     kinds = "Training|Processing|Hosting"
     rows = re.findall(rf"^ *(\S.*?) +(?:{kinds}) +ml\..* (\d+\.\d{{4}})$", printed, re.MULTILINE)
     (total,) = re.findall(r"^ *total +(\d+\.\d{4})$", printed, re.MULTILINE)
-    return {launch: float(usd) for launch, usd in rows}, float(total)
+    amounts = {}
+    for launch, usd in rows:
+        amounts[launch] = amounts.get(launch, 0) + float(usd)
+    return amounts, float(total)
 
 
 def assert_clean(notebook):
