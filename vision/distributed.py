@@ -81,6 +81,22 @@ class Group:
             dist.destroy_process_group()
 
 
+class _SumOverAll(torch.autograd.Function):
+    """A sum over all processes; its gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(ctx, tensor: torch.Tensor) -> torch.Tensor:
+        total = tensor.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
+        total = gradient.contiguous()
+        dist.all_reduce(total)
+        return total
+
+
 def _batch_norm_over_all(norm: nn.modules.batchnorm._BatchNorm, x: torch.Tensor) -> torch.Tensor:
     """Normalise (N, C, …) by mean and variance over the pictures of all processes.
 
@@ -88,66 +104,20 @@ def _batch_norm_over_all(norm: nn.modules.batchnorm._BatchNorm, x: torch.Tensor)
     """
     if not norm.training:
         return type(norm).forward(norm, x)
-    y = _OverAll.apply(x, norm.weight, norm.bias, norm)
+    dims = [0, *range(2, x.ndim)]
+    values = x.float()
+    own_count = values.new_tensor([values.numel() / values.shape[1]])
+    sums = _SumOverAll.apply(torch.cat([values.sum(dims), own_count]))
+    count = sums[-1].detach()
+    shape = (1, -1, *[1] * (x.ndim - 2))
+    centred = values - (sums[:-1] / count).view(shape)
+    variance = _SumOverAll.apply(centred.square().sum(dims)) / count
+    with torch.no_grad():
+        norm.num_batches_tracked += 1
+        norm.running_mean.lerp_(sums[:-1] / count, norm.momentum)
+        # The running variance is the unbiased one, as PyTorch's own.
+        norm.running_var.lerp_(variance * count / (count - 1), norm.momentum)
+    scale = torch.rsqrt(variance + norm.eps) * norm.weight
+    y = (centred * scale.view(shape) + norm.bias.view(shape)).to(x.dtype)
     # timm's batch norm carries the activation that follows it.
     return norm.act(norm.drop(y)) if hasattr(norm, "act") else y
-
-
-class _OverAll(torch.autograd.Function):
-    """A batch norm whose statistics are those of all processes.
-
-    Only the statistics and two sums for each channel travel; what is done to each pixel is done by
-    PyTorch's own kernels. Written with tensors instead, a step of efficientnet_lite0 at 224 pixels
-    takes twice as long.
-    """
-
-    @staticmethod
-    def forward(ctx, x, weight, bias, norm):
-        mean, variance, count = _statistics(x)
-        with torch.no_grad():
-            norm.num_batches_tracked += 1
-            norm.running_mean.lerp_(mean, norm.momentum)
-            # The running variance is the unbiased one, as PyTorch's own.
-            norm.running_var.lerp_(variance * count / (count - 1), norm.momentum)
-        ctx.save_for_backward(x, weight, mean, variance, count)
-        ctx.eps = norm.eps
-        return torch.batch_norm(x, weight, bias, mean, variance, False, 0.0, norm.eps, False)
-
-    @staticmethod
-    def backward(ctx, dy):
-        x, weight, mean, variance, count = ctx.saved_tensors
-        # With the statistics as constants: dy * scale, and the sums of dy * x̂ and of dy.
-        dx, d_weight, d_bias = torch.ops.aten.native_batch_norm_backward(
-            dy, x, weight, mean, variance, None, None, False, ctx.eps, [True, True, True]
-        )
-        # Each process's gradients of weight and bias are its own; DDP adds them up.
-        sums = torch.cat([d_weight, d_bias])
-        dist.all_reduce(sums)
-        by_x, by_one = (sums / count).chunk(2)
-        # What the mean and the variance pass on: scale * (mean(dy) + x̂ * mean(dy * x̂)).
-        shape = (1, -1, *[1] * (x.ndim - 2))
-        inverse = torch.rsqrt(variance + ctx.eps)
-        slope = weight * inverse * inverse * by_x
-        offset = weight * inverse * by_one - slope * mean
-        dx = dx - torch.addcmul(offset.view(shape), x, slope.view(shape)).to(dx.dtype)
-        return dx, d_weight, d_bias, None
-
-
-def _statistics(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return float32 mean (C) and biased variance (C) over all processes, and the count (1).
-
-    Each contributes its own, which Chan's formula joins: Chan, Golub & LeVeque 1983, equation 1.5.
-    """
-    channels = x.shape[1]
-    # Given float32 buffers, it computes in float32 also where x is bfloat16.
-    buffers = x.new_zeros(2, channels, dtype=torch.float32)
-    mean, variance = torch.batch_norm_update_stats(x, *buffers, 1.0)
-    count = mean.new_full((1,), x.numel() / channels)
-    own = torch.cat([mean, variance, count])
-    everyone = [torch.empty_like(own) for _ in range(dist.get_world_size())]
-    dist.all_gather(everyone, own)
-    means, variances, counts = torch.stack(everyone).split([channels, channels, 1], dim=1)
-    shares = counts / counts.sum()
-    mean = (shares * means).sum(0)
-    variance = (shares * (variances + (means - mean).square())).sum(0)
-    return mean, variance, counts.sum().view(1)
