@@ -171,7 +171,8 @@ def public_s3(region="us-east-1"):
     """A client of AWS's own S3 that needs no account: for public buckets, wherever jobs run."""
     # Named, because `connect("local")` points all other clients of this kernel elsewhere.
     address = f"https://s3.{region}.amazonaws.com"
-    unsigned = Config(signature_version=UNSIGNED)
+    # With a named address botocore would put the bucket into the path, which AWS wants to end.
+    unsigned = Config(signature_version=UNSIGNED, s3={"addressing_style": "virtual"})
     return boto3.client("s3", region_name=region, endpoint_url=address, config=unsigned)
 
 

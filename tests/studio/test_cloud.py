@@ -10,6 +10,7 @@ from urllib.parse import unquote
 import pytest
 from botocore.awsrequest import AWSResponse
 from botocore.exceptions import ClientError
+from urllib3 import HTTPResponse
 
 from studio.cloud import NETWORK_ACTIONS, ROLE_NAME, ROOT, CloudError, connect, policy, public_s3
 
@@ -199,7 +200,7 @@ def test_a_public_bucket_is_asked_for_at_aws_and_without_a_signature(monkeypatch
 
     def answer(request, **kwargs):
         sent.append(request)
-        return AWSResponse(request.url, 404, {}, io.BytesIO())
+        return AWSResponse(request.url, 404, {}, HTTPResponse(io.BytesIO(), preload_content=False))
 
     client = public_s3()
     client.meta.events.register("before-send.s3.GetObject", answer)
