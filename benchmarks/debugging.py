@@ -4,11 +4,12 @@
     python benchmarks/debugging.py --epochs 1 --pictures 512 --rounds 1 --no-table
     python benchmarks/debugging.py --table          # write the README's table, measure nothing
 
-Trains on generated pictures, in turns without anything, with the debugger and with the profiler,
-so that whatever else the machine does meets all three. Each is compared with the training without
-anything of its own round: seconds of all epochs as history.csv has them, and seconds that
-processors worked for the whole process, which other work on the machine changes less. Every round
-goes to benchmarks/debugging.json, from which the README's table is written.
+Trains on generated pictures without anything, with the debugger and with the profiler, each first
+in its turn, so that whatever else the machine does meets all three; one training before the first
+round warms the machine up. Each is compared with the training without anything of its own round:
+seconds of all epochs as history.csv has them, and seconds that processors worked for the whole
+process, from its start to the last file. Every round goes to benchmarks/debugging.json, from which
+the README's table is written.
 """
 
 import argparse
@@ -33,7 +34,8 @@ from benchmarks.results import conditions, write_table  # noqa: E402
 RESULTS = PROJECT / "benchmarks" / "debugging.json"
 BEGIN = "<!-- written by benchmarks/debugging.py -->"
 INTRODUCTION = """What it costs to look, measured by `python benchmarks/debugging.py`, each round
-against a training without either; medians, with the lowest and the highest:"""
+against a training without either; medians of {rounds} rounds, with the
+lowest and the highest:"""
 RUNS = {"off": (), "debug": ("--debug", "true"), "profile": ("--profile", "true")}
 # What the table calls each, and what it is to stay below.
 WATCHED = {
@@ -92,10 +94,12 @@ def measure(args):
         data = Path(folder) / "data"
         write_pictures(data / "train", args.pictures, args.size, 1)
         write_pictures(data / "valid", args.pictures // 5, args.size, 2)
+        train(data, Path(folder) / "output", args)
         for number in range(args.rounds):
             rounds.append({})
-            for name, words in RUNS.items():
-                figures = train(data, Path(folder) / "output", args, *words)
+            first = number % len(RUNS)
+            for name in [*RUNS][first:] + [*RUNS][:first]:
+                figures = train(data, Path(folder) / "output", args, *RUNS[name])
                 rounds[-1][name] = figures
                 print(f"round {number + 1} {name}: {figures}", flush=True)
     return rounds
@@ -131,7 +135,9 @@ def main(args):
             print(table(measured))
             return
         RESULTS.write_text(json.dumps(measured, indent=1) + "\n")
-    write_table(BEGIN, f"{INTRODUCTION}\n\n{table(json.loads(RESULTS.read_text()))}")
+    results = json.loads(RESULTS.read_text())
+    introduction = INTRODUCTION.format(rounds=len(results["rounds"]))
+    write_table(BEGIN, f"{introduction}\n\n{table(results)}")
 
 
 if __name__ == "__main__":
@@ -142,8 +148,8 @@ if __name__ == "__main__":
     parser.add_argument("--size", type=int, default=64, help="side of the pictures in pixels")
     parser.add_argument("--pictures", type=int, default=6400)
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--table", action="store_true", help="only write the table in README.md")
     parser.add_argument("--no-table", action="store_true", help="print the table, keep nothing")
     main(parser.parse_args())

@@ -674,8 +674,8 @@ def pace(table: pd.DataFrame) -> Figure:
     fastest, slowest = table["epoch_seconds"].idxmin(), table["epoch_seconds"].idxmax()
     return _headline(
         figure,
-        f"An epoch takes {table.loc[slowest, 'epoch_seconds']:.1f} s as “{slowest}” and "
-        f"{table.loc[fastest, 'epoch_seconds']:.1f} s as “{fastest}”",
+        f"An epoch takes {table.loc[slowest, 'epoch_seconds']:.3g} s as “{slowest}” and "
+        f"{table.loc[fastest, 'epoch_seconds']:.3g} s as “{fastest}”",
     )
 
 

@@ -22,7 +22,8 @@ def warned(*_):
     sys.exit(0)
 signal.signal(signal.SIGTERM, warned)
 for count in range(count + 1, int(os.environ["TARGET"]) + 1):
-    open(path, "w").write(str(count))
+    open(path + ".new", "w").write(str(count))
+    os.replace(path + ".new", path)
     time.sleep(0.1)
 print("reached", count, flush=True)
 """

@@ -233,7 +233,7 @@ def test_titles_tell_the_numbers_of_the_data(figures):
     assert said["changed_pictures"] == (
         "Of 20 pictures 90.0% are right as they are; worst is “upside down”: 35.0%"
     )
-    assert said["pace"] == "An epoch takes 70.0 s as “slow” and 0.3 s as “quick”"
+    assert said["pace"] == "An epoch takes 70 s as “slow” and 0.28 s as “quick”"
     assert said["explained"] == "Answer: ankle-boot (70%), wrong; truth: bag"
     bars = figures["explained"].axes[-1].get_yticklabels()
     assert [text.get_text() for text in bars] == ["bag", "ankle-boot"]
