@@ -1,6 +1,6 @@
 """What it costs to look into a training: time and space of --debug true and --profile true.
 
-    python benchmarks/debugging.py                  # resnet18 at 64 pixels: a quarter of an hour
+    python benchmarks/debugging.py                  # resnet18 at 64 pixels: ten minutes
     python benchmarks/debugging.py --epochs 1 --pictures 512 --rounds 1 --no-table
     python benchmarks/debugging.py --table          # write the README's table, measure nothing
 
@@ -34,8 +34,9 @@ from benchmarks.results import conditions, write_table  # noqa: E402
 RESULTS = PROJECT / "benchmarks" / "debugging.json"
 BEGIN = "<!-- written by benchmarks/debugging.py -->"
 INTRODUCTION = """What it costs to look, measured by `python benchmarks/debugging.py`, each round
-against a training without either; medians of {rounds} rounds, with the
-lowest and the highest:"""
+against a training without either; medians of {rounds} rounds, with the lowest and the highest. *Time*
+is that of the epoch; the *work of the processors* is that of the whole process, also before the
+training and, once, after it, when the profiler sums up and packs what it recorded."""
 RUNS = {"off": (), "debug": ("--debug", "true"), "profile": ("--profile", "true")}
 # What the table calls each, and what it is to stay below.
 WATCHED = {
@@ -149,7 +150,7 @@ if __name__ == "__main__":
     parser.add_argument("--pictures", type=int, default=6400)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--epochs", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--table", action="store_true", help="only write the table in README.md")
     parser.add_argument("--no-table", action="store_true", help="print the table, keep nothing")
     main(parser.parse_args())
