@@ -34,8 +34,8 @@ from benchmarks.results import conditions, write_table  # noqa: E402
 RESULTS = PROJECT / "benchmarks" / "debugging.json"
 BEGIN = "<!-- written by benchmarks/debugging.py -->"
 INTRODUCTION = """What it costs to look, measured by `python benchmarks/debugging.py`, each round
-against a training without either; medians of {rounds} rounds, with the lowest and the highest. *Time*
-is that of the epoch; the *work of the processors* is that of the whole process, also before the
+against a training without either; medians of {rounds} rounds, with the lowest and the highest. Time
+is that of the epoch; the work of the processors is that of the whole process, also before the
 training and, once, after it, when the profiler sums up and packs what it recorded."""
 RUNS = {"off": (), "debug": ("--debug", "true"), "profile": ("--profile", "true")}
 # What the table calls each, and what it is to stay below.
