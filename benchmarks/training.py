@@ -137,7 +137,7 @@ def bins(seed):
 
 
 def sources(seed):
-    """The sources' way and ours to the same validation accuracy, on the same photos of dogs.
+    """The sources' way and ours to the best validation accuracy of both, on the same dogs.
 
     The sources freeze a ResNet-50, decode every picture in every epoch, send it through the whole
     network at 224 pixels in float32, and update the last layer, in batches of 64, 20 times. The
@@ -150,13 +150,15 @@ def sources(seed):
     with tempfile.TemporaryDirectory() as folder:
         ours = time_of_ours(dataset, folder, seed)
     accuracies = same_model["valid_accuracies"]
-    target = max(accuracies)
-    epochs = accuracies.index(target) + 1
+    our_accuracies = [row["valid_accuracy"] for row in ours]
+    target = min(max(accuracies), max(our_accuracies))
+    epochs = next(i for i, accuracy in enumerate(accuracies, 1) if accuracy >= target)
     pictures = int(dataset.counts()["train"].sum())
     return {
         "valid_accuracy": target,
         "their_epochs": epochs,
         "their_accuracies": accuracies,
+        "our_accuracies": our_accuracies,
         "theirs_resnet50_seconds": epochs * resnet50["seconds"],
         "theirs_same_model_seconds": epochs * same_model["seconds"],
         "ours_seconds": next(r["until"] for r in ours if r["valid_accuracy"] >= target),
@@ -218,7 +220,8 @@ def source_epochs(dataset, name, seed, epochs):
             learn(features, y)
         with torch.no_grad():
             right = sum((network.head(f).argmax(1) == y).sum().item() for f, y in checked)
-        accuracies.append(right / len(valid))
+        # As precise as history.csv and the log have ours.
+        accuracies.append(round(right / len(valid), 4))
     return {"seconds": seconds, "valid_accuracies": accuracies}
 
 
@@ -432,14 +435,18 @@ def _source_rows(figures):
     def median(key):
         return statistics.median(each[key] for each in figures)
 
+    def times(theirs, ours):
+        return _span([each[theirs] / each[ours] for each in figures], ".1f")
+
     ours, theirs = median("ours_seconds"), median("theirs_resnet50_seconds")
-    speed = median("ours_pictures_per_second") / median("theirs_pictures_per_second")
     return [
         f"| dogs, to the {median('valid_accuracy'):.1%} of the validation pictures that the "
-        f"sources' recipe reaches, in epoch {median('their_epochs'):.0f} of {SOURCE_EPOCHS} | "
-        f"{theirs / ours:.0f} times shorter | {ours:.0f} s against {theirs:.0f} s (one epoch "
-        "measured, times their number) | 20 times |",
-        f"| dogs, pictures per second, same model and size | {speed:.1f} times as many | "
+        f"sources' recipe and this one both reach, in epoch {median('their_epochs'):.0f} of "
+        f"{SOURCE_EPOCHS} of theirs | {times('theirs_resnet50_seconds', 'ours_seconds')} times "
+        f"shorter | {ours:.0f} s against {theirs:.0f} s (one epoch measured, times their number) "
+        "| 20 times |",
+        "| dogs, pictures per second, same model and size | "
+        f"{times('ours_pictures_per_second', 'theirs_pictures_per_second')} times as many | "
         f"{median('ours_pictures_per_second'):.0f} against "
         f"{median('theirs_pictures_per_second'):.0f} pictures/s | 2 times |",
     ]
