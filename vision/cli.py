@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from vision.errors import ExpectedError
+from vision.memory import keep_memory
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -89,6 +90,7 @@ def run(main: Callable[[argparse.Namespace], int | None], args: argparse.Namespa
     The sentence is the last line of stderr and, in a SageMaker job, the reason of the failure
     ($SM_OUTPUT_DIR/failure). Anything unexpected keeps its traceback.
     """
+    keep_memory()
     try:
         return main(args) or 0
     except ExpectedError as error:

@@ -18,7 +18,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from vision.checkpoint import Checkpoints
 from vision.classifier import mean_logits
-from vision.cpu import keep_memory, mend_bfloat16
+from vision.cpu import mend_bfloat16
 from vision.distributed import Group
 from vision.errors import ExpectedError
 from vision.feeds import Feed, load, plan, steps_of
@@ -132,7 +132,6 @@ class Trainer:
         self.device, self.dtype = choose_device(args.precision, group.local_rank)
         self.module = module.to(self.device, memory_format=torch.channels_last)
         if self.device.type == "cpu":
-            keep_memory()
             mend_bfloat16(self.module)
         self.model = group.parallel(self.module, self.device)
         self.averaged = None
