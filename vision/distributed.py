@@ -40,8 +40,7 @@ class Group:
     def say(self, text: object) -> None:
         """Print a line, at once, and once for all processes."""
         if self.is_main:
-            # One write: print's own two let the lines of two processes mix.
-            print(f"{text}\n", end="", flush=True)
+            print(text, flush=True)
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return the sum over all processes."""

@@ -102,11 +102,11 @@ def test_two_hosts_and_an_interruption_leave_the_learning_curve_as_it_is(
     for one, two in zip(ours.model.parameters(), theirs.model.parameters(), strict=True):
         # One process with another number of threads ends 2e-4 away, two that do not share their
         # batch norms' statistics 4e-2.
-        assert (one - two).abs().max() < 2e-3
+        assert (one - two).abs().max() < 1e-3
     curve = history(cloud, job)[["train_loss", "valid_loss", "valid_accuracy"]]
     lines = (tmp_path / "output" / "history.csv").read_text().splitlines()
     expected = [[float(row.split(",")[i]) for i in (1, 3, 4)] for row in lines[1:]]
-    assert curve.to_numpy() == pytest.approx(np.array(expected), abs=1e-3)
+    assert curve.to_numpy() == pytest.approx(np.array(expected), abs=5e-4)
 
 
 def test_features_of_one_job_are_read_by_the_next(cloud, source_dir, stripes, capsys):
