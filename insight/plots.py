@@ -165,7 +165,7 @@ def utilisation(system: pd.DataFrame, phases: pd.DataFrame) -> Figure:
             axes.set(ylim=(0, 105 if unit == "%" else None), ylabel=unit)
             axes.set_title(title, fontsize=10)
             axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
-        grid[-1].set(xlabel="seconds since the first sample", xlim=(0, seconds.iloc[-1]))
+        grid[-1].set(xlabel="seconds since the first sample", xlim=(0, max(seconds.iloc[-1], 1)))
         grid[-1].xaxis.set_major_locator(MaxNLocator(8))
     return figure
 

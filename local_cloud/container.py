@@ -36,9 +36,10 @@ CONTAINER_MARKER = "LOCAL_CLOUD_CONTAINER"  # Inherited by every process of one 
 # Seconds between SIGTERM and SIGKILL: what SageMaker gives, unless the server's user wants less.
 STOP_GRACE = float(os.environ.get("LOCAL_CLOUD_STOP_GRACE", 120))
 LAST_LINES = 40  # Kept to explain a failure where the job left no `output/failure`.
-# What a job keeps of the server's environment: where programs, caches and registries are.
+# What a job keeps of the server's environment: where programs, caches and registries are, and how
+# many threads OpenMP takes, for who shares the machine.
 KEPT = ("PATH", "HOME", "USER", "LANG", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "TORCH_HOME")
-KEPT_PREFIXES = ("LC_", "PIP_", "SSL_", "REQUESTS_", "CUDA_", "DYLD_")
+KEPT_PREFIXES = ("LC_", "PIP_", "SSL_", "REQUESTS_", "CUDA_", "DYLD_", "OMP_")
 PROXIES = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "no_proxy", "NO_PROXY")
 TEXT_SUFFIXES = (".py", ".sh", ".bash", ".json", ".yaml", ".yml", ".toml", ".cfg", ".ini")
 TEXT_SUFFIXES += (".conf", ".env", ".txt")

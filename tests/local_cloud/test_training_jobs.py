@@ -168,6 +168,13 @@ def test_failure_reason_is_the_end_of_the_output_where_there_is_no_file(cloud):
     assert len(reason) <= 1024
 
 
+def test_who_starts_the_cloud_says_how_many_threads_a_job_takes(cloud):
+    # conftest.py says 1.
+    name = cloud.start_training("import os\nprint('threads', os.environ['OMP_NUM_THREADS'])")
+    assert cloud.wait_for_training(name)["TrainingJobStatus"] == "Completed"
+    assert "threads 1" in cloud.training_lines(name)
+
+
 def test_a_killed_job_fails_with_a_sentence(cloud):
     name = cloud.start_training(
         "import os, time\nprint('pid', os.getpid(), flush=True)\ntime.sleep(60)"
