@@ -15,6 +15,7 @@ import psutil
 ROOT = Path(__file__).resolve().parent.parent
 COURSE = ROOT / "train_and_deploy.ipynb"
 LISTINGS = ROOT / "notebooks" / "listings_web_app.ipynb"
+BINS = ROOT / "notebooks" / "inventory_bins.ipynb"
 DOGS = ROOT / "notebooks" / "dog_breeds.ipynb"
 OWN_FOLDER = ROOT / "notebooks" / "your_own_folder.ipynb"
 # Parameters of a short run of the course.

@@ -12,6 +12,7 @@ import boto3
 import nbformat
 import pytest
 from notebook_runs import (
+    BINS,
     COURSE,
     DOGS,
     FEW,
@@ -36,7 +37,7 @@ TYPED_RESULT = re.compile(r"\d\.\d+ ?(%|ms\b|s\b|seconds)")
 # ---- as committed ----
 
 
-ALL = [COURSE, LISTINGS, DOGS, OWN_FOLDER]
+ALL = [COURSE, LISTINGS, BINS, DOGS, OWN_FOLDER]
 
 
 @pytest.fixture(scope="module", params=ALL, ids=lambda path: path.stem)

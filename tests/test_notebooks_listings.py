@@ -5,7 +5,15 @@ import re
 import shutil
 
 import pytest
-from notebook_runs import LISTINGS, all_text, assert_clean, code_cells, figures, run_notebook
+from notebook_runs import (
+    LISTINGS,
+    all_text,
+    assert_clean,
+    bill,
+    code_cells,
+    figures,
+    run_notebook,
+)
 
 # Small squares and few photos: what is tested is the way, not the accuracy.
 FEW = {"IMAGE_SIZE": 64, "TRIALS": 2, "TRIAL_EPOCHS": 1, "EPOCHS": 2, "REQUESTS": 5}
@@ -74,6 +82,20 @@ def test_the_page_answered_on_the_screenshot(run):
     (cell,) = [cell for cell in code_cells(run.notebook) if "screenshot(page" in cell.source]
     (picture,) = figures({"cells": [cell]})
     assert len(picture["data"]["image/png"]) > 10_000
+
+
+def test_the_bill_has_every_launch_and_both_states_of_the_endpoint(run):
+    rows, total = bill(run)
+    depth = re.search(r"Best of 2: \*\*(\w+)\*\*", run.output_of("depth = best"))[1]
+    assert set(rows) == {
+        "search (2 trials)",
+        *(f"training job “{name}”" for name in (depth, "resnet50", "efficientnet-lite0")),
+        "processing job “evaluate”",
+        "endpoint “candidates”",
+        "endpoint “chosen”",
+    }
+    assert total == pytest.approx(sum(rows.values()), abs=1e-6)
+    assert total > 0
 
 
 def test_nothing_is_left_at_its_end(run):

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 COURSE = "train_and_deploy.ipynb"
 LISTINGS = "notebooks/listings_web_app.ipynb"
+BINS = "notebooks/inventory_bins.ipynb"
 DOGS = "notebooks/dog_breeds.ipynb"
 OWN = "notebooks/your_own_folder.ipynb"
 
@@ -417,6 +418,7 @@ GROUPS = {
         ),
         Row(
             "A spot interruption in the middle of a training is survived",
+            cells=(f'{BINS}::"interrupt", name', f"{BINS}::went_through = phases(job)"),
             code=(
                 "vision/training.py::Trainer._checkpoint",
                 "local_cloud/interruption.py::interrupt",
@@ -425,11 +427,13 @@ GROUPS = {
                 "tests/studio/test_course_jobs.py::"
                 "test_two_hosts_and_an_interruption_leave_the_learning_curve_as_it_is",
             ),
-            note="No notebook interrupts its training.",
-            unless=("interrupt",),
         ),
         Row(
             "Distributed training over several instances",
+            cells=(
+                f"{BINS}::distributed=Torchrun(process_count_per_node=1)",
+                f"{BINS}::trainer.train(input_data_config=inputs",
+            ),
             code=("vision/distributed.py::Group", "local_cloud/cluster.py::Cluster"),
             tests=(
                 "tests/studio/test_course_jobs.py::"
@@ -437,8 +441,6 @@ GROUPS = {
                 "tests/local_cloud/test_several_hosts.py::"
                 "test_torchrun_of_the_sdk_over_two_hosts_with_two_processes_each",
             ),
-            note="No notebook launches one; every entry point runs under Torchrun.",
-            unless=("Torchrun", "instance_count=2"),
         ),
         Row(
             "Several models behind one endpoint, compared under the same questions",
@@ -455,10 +457,12 @@ GROUPS = {
         ),
         Row(
             "Data capture at the endpoint, read back and watched for drift",
+            cells=(
+                f"{BINS}::records = monitoring.captured(cloud",
+                f"{BINS}::plots.drift(stream",
+            ),
             code=("local_cloud/data_capture.py::DataCapture", "studio/monitoring.py::captured"),
             tests=("tests/local_cloud/test_hosting_requests.py::test_data_capture",),
-            note="No notebook switches it on; the local cloud carries it out.",
-            unless=("DataCaptureConfig", "data_capture_config"),
         ),
         Row(
             "Asynchronous inference",
