@@ -7,7 +7,7 @@ import shutil
 import pytest
 from notebook_runs import BINS, all_text, assert_clean, code_cells, figures, run_notebook
 
-EPOCHS = 30  # So many that the training still runs when it is interrupted.
+EPOCHS = 20  # Of more than a second each, so that a checkpoint lives until it is in S3.
 # Small squares and few photos: what is tested is the way, not the accuracy.
 FEW = {
     "DATA": "photos",
@@ -21,7 +21,7 @@ FEW = {
     "RECIPE": json.dumps(
         {
             "recipe": "photos-all",
-            "image-size": 48,
+            "image-size": 128,
             "augment": "shift,flip,vflip",
             "epochs": EPOCHS,
             "patience": 0,
