@@ -444,7 +444,7 @@ def _source_rows(figures):
 
     ours, theirs = median("ours_seconds"), median("theirs_resnet50_seconds")
     return [
-        f"| dogs, to the best validation accuracy that the sources' recipe and this one both reach, "
+        "| dogs, to the best validation accuracy that the sources' recipe and this one both reach, "
         f"{span('valid_accuracy', '.1%')}, theirs after epoch {span('their_epochs', '.0f')} of "
         f"{SOURCE_EPOCHS} | {times('theirs_resnet50_seconds', 'ours_seconds')} times "
         f"shorter | {ours:.0f} s against {theirs:.0f} s (one epoch measured, times their number) "

@@ -4,7 +4,7 @@ import time
 
 import pandas as pd
 
-from studio.jobs import FINAL, poll
+from studio.jobs import FINAL, keys_below, poll
 
 BATCH = 1000  # The most objects that one call deletes.
 # What costs money while it exists: (kind, list operation, result, name field, delete operation).
@@ -89,9 +89,4 @@ def names(client, operation, result, field, contained):
 
 
 def object_keys(cloud):
-    pages = (
-        cloud.client("s3")
-        .get_paginator("list_objects_v2")
-        .paginate(Bucket=cloud.bucket, Prefix=cloud.prefix)
-    )
-    return [entry["Key"] for page in pages for entry in page.get("Contents", [])]
+    return list(keys_below(cloud, f"s3://{cloud.bucket}/{cloud.prefix}"))

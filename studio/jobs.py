@@ -273,12 +273,19 @@ def download(cloud, uri, folder):
     bucket, prefix = split_uri(uri)
     s3 = cloud.client("s3")
     folder = Path(folder)
-    for page in s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
-        for entry in page.get("Contents", []):
-            target = folder / entry["Key"][len(prefix) :].lstrip("/")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            s3.download_file(bucket, entry["Key"], str(target))
+    for key in keys_below(cloud, uri):
+        target = folder / key[len(prefix) :].lstrip("/")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        s3.download_file(bucket, key, str(target))
     return folder
+
+
+def keys_below(cloud, uri):
+    """Yield the key of every object below an S3 address, however many there are."""
+    bucket, prefix = split_uri(uri)
+    pages = cloud.client("s3").get_paginator("list_objects_v2")
+    for page in pages.paginate(Bucket=bucket, Prefix=prefix):
+        yield from (entry["Key"] for entry in page.get("Contents", []))
 
 
 def read_from_archive(cloud, uri, member):

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter
 
-from studio.jobs import poll, split_uri
+from studio.jobs import keys_below, poll, split_uri
 
 PATIENCE_LOCAL, PATIENCE_AWS = 30, 900  # Seconds until a captured record must be in S3.
 BLUR = 3  # pixels, the standard deviation
@@ -67,11 +67,10 @@ def captured(cloud, uri, count):
 
 
 def _lines(cloud, uri):
-    bucket, prefix = split_uri(uri)
+    bucket, _ = split_uri(uri)
     s3 = cloud.client("s3")
-    pages = s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
-    for entry in (entry for page in pages for entry in page.get("Contents", [])):
-        body = s3.get_object(Bucket=bucket, Key=entry["Key"])["Body"]
+    for key in keys_below(cloud, uri):
+        body = s3.get_object(Bucket=bucket, Key=key)["Body"]
         yield from body.read().decode().splitlines()
 
 
