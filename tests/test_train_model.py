@@ -2,6 +2,7 @@ import csv
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -305,6 +306,38 @@ def test_a_training_killed_at_random_ends_with_the_weights_of_an_unbroken_one(
         for path in (whole[1], output / "history.csv")
     ]
     assert curves[0] == curves[1]
+
+
+EVERY_STEP = """
+import sys
+sys.path.insert(0, {root!r})
+import train_model
+from vision import cli, training
+training.SECONDS_BETWEEN_PROGRESS = 0
+sys.exit(cli.run(train_model.main, train_model.get_args_parser().parse()))
+"""
+
+
+def test_two_processes_tell_their_progress_between_checkpoints(stripes, tmp_path):
+    """A checkpoint leaves what both have seen to the first one; the other begins anew."""
+    script = tmp_path / "every_step.py"
+    script.write_text(EVERY_STEP.format(root=str(ROOT)))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    words = ["--train", stripes / "train", "--valid", stripes / "valid", "--epochs", 2]
+    words += ["--batch-size", 16, "--checkpoint-dir", tmp_path / "checkpoints"]
+    words += ["--checkpoint-seconds", 0, "--model-dir", tmp_path / "model"]
+    words += ["--output-data-dir", tmp_path / "output"]
+    process = subprocess.run(
+        [str(word) for word in (*torchrun, "--nproc-per-node", "2", script, *words)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert process.returncode == 0, process.stderr
+    told = re.findall(r"step (\d+) of (\d+), .* loss ([\d.]+),", process.stdout)
+    steps = [(int(step), int(of)) for step, of, _ in told]
+    assert steps == [(step, steps[0][1]) for step in range(1, steps[0][1] + 1)] * 2
+    assert len(steps) > 4
 
 
 def test_torn_and_foreign_checkpoints_are_told_and_not_used(stripes, tmp_path, capsys):

@@ -356,7 +356,9 @@ class Trainer:
         return now - self.last_checkpoint >= self.args.checkpoint_seconds
 
     def _print_progress(self, steps: int) -> None:
-        seen = int(self.totals.seen.sum()) * self.group.size
+        if not self.group.is_main:
+            return  # Its own totals may be empty: a checkpoint adds them up in the main process.
+        seen = len(self.train) * self.steps_done / steps
         waited = self.data_seconds / max(self.epoch_seconds, 1e-9)
         self.group.say(
             f"  step {self.steps_done} of {steps}, {seen / self.epoch_seconds:.0f} pictures/s, "
