@@ -15,8 +15,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # They take longest, so they begin first: no worker is left with one of them while others idle.
 LONGEST = ("test_notebook", "test_notebook_digits", "test_notebooks_listings", "test_setup")
-LONGEST += ("test_notebooks_bins",)
-LONGEST += ("test_notebooks_dogs", "test_notebooks_own_folder")
+LONGEST += ("test_notebooks_bins", "test_notebooks_dogs", "test_notebooks_own_folder")
 LONGEST += ("test_train_model", "test_datasets", "test_web", "test_durability", "test_lifecycle")
 LONGEST += ("test_toolkit", "test_several_hosts", "test_hosting_sdk", "test_whole", "test_page")
 LONGEST += ("test_gateway", "test_execute", "test_course_jobs", "test_rules", "test_report")

@@ -11,6 +11,7 @@ from pathlib import Path
 import boto3
 import nbformat
 import psutil
+import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 COURSE = ROOT / "train_and_deploy.ipynb"
@@ -71,6 +72,31 @@ def bill(run):
     for launch, usd in rows:
         amounts[launch] = amounts.get(launch, 0) + float(usd)
     return amounts, float(total)
+
+
+def cells_that_draw(notebook):
+    """The cells that are to show a figure, and the source of those among them that show none."""
+    cells = [c for c in code_cells(notebook) if re.search(r"plots\.\w+\(|Image\(", c.source)]
+    return cells, [cell.source for cell in cells if not figures({"cells": [cell]})]
+
+
+def left_over(run):
+    """The numbers that a run's table of what it left shows, one for each kind of thing."""
+    rows = run.output_of("left.set_index").splitlines()
+    return [int(row.split()[-1]) for row in rows if re.search(r"\s\d+$", row)]
+
+
+def few_photos(source, target, each, classes=None):
+    """Copy the first photos of the first classes (None for all) of a folder of DATA_DIR.
+
+    Skips the test where the folder is absent.
+    """
+    if not source.is_dir():
+        pytest.skip(f"no {source.name} in DATA_DIR")
+    for folder in sorted(source.iterdir())[:classes]:
+        (target / folder.name).mkdir(parents=True)
+        for path in sorted(folder.iterdir())[:each]:
+            shutil.copy(path, target / folder.name)
 
 
 def assert_clean(notebook):

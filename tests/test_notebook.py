@@ -22,8 +22,10 @@ from notebook_runs import (
     all_text,
     assert_clean,
     bill,
+    cells_that_draw,
     code_cells,
     figures,
+    left_over,
     processes_of,
     run_notebook,
 )
@@ -124,10 +126,7 @@ def test_it_shows_both_trials_and_every_figure(fashion):
     assert "trial 1: completed" in told
     assert "trial 2: completed" in told
     assert "trial 3" not in told
-    drawing = [
-        c for c in code_cells(fashion.notebook) if re.search(r"plots\.\w+\(|Image\(", c.source)
-    ]
-    bare = [cell.source for cell in drawing if not figures({"cells": [cell]})]
+    drawing, bare = cells_that_draw(fashion.notebook)
     assert len(drawing) >= 8
     assert all("plots.duplicates" in source for source in bare)
 
@@ -176,9 +175,7 @@ def test_the_bill_has_every_launch_and_its_total_is_their_sum(fashion):
 
 
 def test_nothing_is_left_at_its_end(fashion):
-    rows = fashion.output_of("left.set_index").splitlines()
-    left = [int(row.split()[-1]) for row in rows if re.search(r"\s\d+$", row)]
-    assert left == [0] * 7
+    assert left_over(fashion) == [0] * 7
 
 
 def test_it_prints_where_it_is_and_ends_with_the_summary(fashion):

@@ -2,10 +2,18 @@
 
 import json
 import re
-import shutil
 
 import pytest
-from notebook_runs import BINS, all_text, assert_clean, code_cells, figures, run_notebook
+from notebook_runs import (
+    BINS,
+    all_text,
+    assert_clean,
+    bill,
+    cells_that_draw,
+    few_photos,
+    left_over,
+    run_notebook,
+)
 
 EPOCHS = 20  # Of more than a second each, so that a checkpoint lives until it is in S3.
 # Small squares and few photos: what is tested is the way, not the accuracy.
@@ -37,13 +45,7 @@ PHOTOS = 16  # Of each count.
 @pytest.fixture(scope="module")
 def run(data_dir, tmp_path_factory):
     folder = tmp_path_factory.mktemp("bins")
-    if not (data_dir / "bins").is_dir():
-        pytest.skip("no bins in DATA_DIR")
-    for count in (data_dir / "bins").iterdir():
-        target = folder / "data" / "photos" / count.name
-        target.mkdir(parents=True)
-        for path in sorted(count.iterdir())[:PHOTOS]:
-            shutil.copy(path, target)
+    few_photos(data_dir / "bins", folder / "data" / "photos", PHOTOS)
     yield from run_notebook(folder, BINS, FEW, {"DATA_DIR": str(folder / "data")})
 
 
@@ -105,8 +107,7 @@ def test_the_training_is_interrupted_and_goes_on(run):
 
 
 def test_every_figure_is_drawn(run):
-    cells = [c for c in code_cells(run.notebook) if re.search(r"plots\.\w+\(|Image\(", c.source)]
-    bare = [cell.source for cell in cells if not figures({"cells": [cell]})]
+    cells, bare = cells_that_draw(run.notebook)
     assert len(cells) >= 15
     # So few photos may have neither near-duplicates nor suspect labels.
     assert all("plots.duplicates" in source or "label_suspects" in source for source in bare)
@@ -133,14 +134,21 @@ def test_the_function_answers_and_refuses(run):
 
 
 def test_the_bill_has_a_line_for_every_launch(run):
-    printed = run.output_of("costs.bill(cloud)")
-    assert "would have cost" in printed
-    assert "total" in printed
+    rows, total = bill(run)
+    assert set(rows) == {
+        "search (2 trials)",
+        "search (1 trials)",  # Thrice: untuned, tuned and from scratch.
+        "search (4 trials)",
+        "training job “train”",
+        *(f"processing job “{name}”" for name in ("features", "evaluate")),
+        "endpoint",
+    }
+    assert total == pytest.approx(sum(rows.values()), abs=1e-6)
+    assert "would have cost" in run.output_of("costs.bill(cloud)")
 
 
 def test_nothing_is_left_at_its_end(run):
-    rows = run.output_of("left.set_index").splitlines()
-    assert [int(row.split()[-1]) for row in rows if re.search(r"\s\d+$", row)] == [0] * 7
+    assert left_over(run) == [0] * 7
     client = run.client("sagemaker")
     assert client.list_endpoints()["Endpoints"] == []
     s3 = run.client("s3")

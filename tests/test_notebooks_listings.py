@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 
 import pytest
 from notebook_runs import (
@@ -10,8 +9,11 @@ from notebook_runs import (
     all_text,
     assert_clean,
     bill,
+    cells_that_draw,
     code_cells,
+    few_photos,
     figures,
+    left_over,
     run_notebook,
 )
 
@@ -23,13 +25,7 @@ PHOTOS = 12  # Of each category.
 @pytest.fixture(scope="module")
 def run(data_dir, tmp_path_factory):
     folder = tmp_path_factory.mktemp("listings")
-    if not (data_dir / "listings").is_dir():
-        pytest.skip("no listings in DATA_DIR")
-    for category in (data_dir / "listings").iterdir():
-        target = folder / "data" / "photos" / category.name
-        target.mkdir(parents=True)
-        for path in sorted(category.iterdir())[:PHOTOS]:
-            shutil.copy(path, target)
+    few_photos(data_dir / "listings", folder / "data" / "photos", PHOTOS)
     chosen = {**FEW, "DATA": "photos"}
     yield from run_notebook(folder, LISTINGS, chosen, {"DATA_DIR": str(folder / "data")})
 
@@ -53,8 +49,7 @@ def test_it_searches_depth_and_decay(run):
 
 
 def test_every_figure_is_drawn(run):
-    cells = [c for c in code_cells(run.notebook) if re.search(r"plots\.\w+\(|Image\(", c.source)]
-    bare = [cell.source for cell in cells if not figures({"cells": [cell]})]
+    cells, bare = cells_that_draw(run.notebook)
     assert len(cells) >= 9
     assert bare == []
 
@@ -99,8 +94,7 @@ def test_the_bill_has_every_launch_and_both_states_of_the_endpoint(run):
 
 
 def test_nothing_is_left_at_its_end(run):
-    rows = run.output_of("left.set_index").splitlines()
-    assert [int(row.split()[-1]) for row in rows if re.search(r"\s\d+$", row)] == [0] * 7
+    assert left_over(run) == [0] * 7
     assert "Neither page nor API answers" in run.output_of("def answers_at")
     client = run.client("sagemaker")
     jobs = client.list_training_jobs()["TrainingJobSummaries"]

@@ -9,8 +9,8 @@ from notebook_runs import (
     all_text,
     assert_clean,
     bill,
-    code_cells,
-    figures,
+    cells_that_draw,
+    left_over,
     run_notebook,
 )
 from odd_folder import PER_CLASS, RARE, make_odd_folder
@@ -55,8 +55,7 @@ def test_the_rare_class_is_kept_and_named(run):
 
 
 def test_every_figure_is_drawn(run):
-    cells = [c for c in code_cells(run.notebook) if re.search(r"plots\.\w+\(|Image\(", c.source)]
-    bare = [cell.source for cell in cells if not figures({"cells": [cell]})]
+    cells, bare = cells_that_draw(run.notebook)
     assert len(cells) >= 10
     assert bare == []
 
@@ -90,8 +89,7 @@ def test_the_bill_has_every_launch(run):
 
 
 def test_nothing_is_left_at_its_end(run):
-    rows = run.output_of("left.set_index").splitlines()
-    assert [int(row.split()[-1]) for row in rows if re.search(r"\s\d+$", row)] == [0] * 7
+    assert left_over(run) == [0] * 7
     client = run.client("sagemaker")
     jobs = client.list_training_jobs()["TrainingJobSummaries"]
     # Two trials, the training, and the learning curve with and without mirror images.
