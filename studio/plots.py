@@ -290,7 +290,7 @@ def repeated(runs: pd.DataFrame, by: str, measures: dict[str, str]) -> Figure:
             axes.plot(values.mean(), i, "|", color=_colour(i), markersize=22, markeredgewidth=3)
         axes.set_xlabel(what)
         if "accuracy" in column or "within" in column:
-            axes.xaxis.set_major_formatter(PercentFormatter(1))
+            axes.xaxis.set_major_formatter(lambda share, _: f"{100 * share:.3g}%")
             axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     first = grid.flat[0]
     first.set_yticks(range(len(names)), [fill(str(name), 24) for name in names])

@@ -99,7 +99,7 @@ def trained(launch, jobs):
 
 
 def search_name(jobs):
-    return f"search ({len(jobs)} trials)"
+    return f"search ({len(jobs)} trial{'s' if len(jobs) != 1 else ''})"
 
 
 def training_name(cloud, job):

@@ -23,6 +23,7 @@ FEW = {
     "MODELS": '["small_resnet", "small_resnet_wide"]',
     "TRIALS": 2,
     "TRIAL": '{"image-size": 32, "epochs": 1, "train-share": 1}',
+    "FINALIST": '{"image-size": 40, "epochs": 1, "train-share": 1}',
     "REPEATS": "[1]",
     "SPREADS": "[0.0, 0.5]",
     "SEEDS": "[1, 2]",
@@ -74,7 +75,9 @@ def test_the_search_is_over_networks_and_the_training_takes_its_choice(run):
     found = dict(re.findall(r"trial (\d): completed.*model (\w+)[,)]", told))
     assert set(found) == {"1", "2"}, told
     assert set(found.values()) <= {"small_resnet", "small_resnet_wide"}
-    chosen = re.search(r"Best of 2: \*\*(\w+)\*\*", run.output_of("found = {"))[1]
+    finalists = run.output_of("for number, (name, values) in enumerate(candidates")
+    assert len(re.findall(r"trial 1: completed", finalists)) == len(set(found.values()))
+    chosen = re.search(r"longer budget \*\*(\w+)\*\*", run.output_of("winner = "))[1]
     assert chosen in found.values()
     client = run.client("sagemaker")
     job = client.describe_training_job(TrainingJobName=training(run))
@@ -137,7 +140,7 @@ def test_the_bill_has_a_line_for_every_launch(run):
     rows, total = bill(run)
     assert set(rows) == {
         "search (2 trials)",
-        "search (1 trials)",  # Thrice: untuned, tuned and from scratch.
+        "search (1 trial)",  # The finalists; untuned, tuned and from scratch.
         "search (4 trials)",
         "training job “train”",
         *(f"processing job “{name}”" for name in ("features", "evaluate")),
