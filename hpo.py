@@ -53,7 +53,7 @@ def main(args: argparse.Namespace) -> None:
     group = Group.join()
     if args.dry_run:
         args.epochs, args.train_share = 1, 1.0
-    setup = prepare(args, group.say)
+    setup = prepare(args, group)
     train = setup.train.subset(stratified_share(setup.train.labels, args.train_share, args.seed))
     trainer = Trainer(args, setup.module, train, setup.valid, group, stop, setup.targets)
     trainer.fit(lambda row: None, setup.data_hash)

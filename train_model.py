@@ -97,7 +97,7 @@ def main(args: argparse.Namespace) -> None:
         on_epoch = HistoryWriter(Path(args.output_data_dir))
         Path(args.model_dir).mkdir(parents=True, exist_ok=True)
 
-    setup = prepare(args, group.say)
+    setup = prepare(args, group)
     trainer = Trainer(args, setup.module, setup.train, setup.valid, group, stop, setup.targets)
     with watching(trainer, Path(args.output_data_dir), run_facts(setup, args)):
         best = trainer.fit(on_epoch, setup.data_hash)

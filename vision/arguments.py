@@ -178,7 +178,8 @@ def _add_limits(group: argparse._ArgumentGroup) -> None:
         "--precision",
         choices=PRECISIONS,
         default="auto",
-        help="of training; auto takes bfloat16 where the hardware computes with it, else float32",
+        help="of training, and of the features that it learns from where it computes them itself; "
+        "auto takes bfloat16 where the hardware computes with it, else float32",
     )
     group.add_argument(
         "--workers",

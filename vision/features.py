@@ -65,8 +65,7 @@ def _crop(images: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
 def folded(backbone: nn.Module) -> nn.Module:
     """Return a copy for evaluation in which convolutions do the work of the batch norms after them.
 
-    Its outputs are the same within rounding; `python benchmarks/training.py folding` measures what
-    is gained.
+    Its outputs are the same within rounding.
     """
     backbone = copy.deepcopy(backbone).eval()
     for parent in list(backbone.modules()):
@@ -85,14 +84,15 @@ def backbone_features(
     images: torch.Tensor,
     view: int = 0,
     say: Callable[[str], None] = say_at_once,
+    dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:
     """Return float32 features (N, feature_dim) on the CPU for a view of uint8 (N, C, H, W).
 
-    Says the speed every 5 seconds.
+    They are computed under autocast to `dtype`. Says the speed every 5 seconds.
     """
     device = next(network.parameters()).device
-    # efficientnet_lite0 at 224 pixels takes 101 ms of processor time a picture so, 142 in the usual
-    # layout (measured on a busy machine, side by side).
+    # Both leave the features as they are, within rounding; `python benchmarks/training.py folding`
+    # measures what they gain, and bfloat16 on top.
     backbone = folded(network.backbone).to(memory_format=torch.channels_last)
     features = torch.empty(len(images), network.feature_dim)
     start = last = time.perf_counter()
@@ -101,7 +101,7 @@ def backbone_features(
         batch = view_pictures(images[first : first + step], view, first)
         X = preprocessing.normalise(batch.to(device)).contiguous(memory_format=torch.channels_last)
         # Only here: a head cannot be trained on tensors that were made in this mode.
-        with torch.inference_mode():
+        with torch.inference_mode(), torch.autocast(device.type, dtype, dtype != torch.float32):
             features[first : first + step] = backbone(X)
         now = time.perf_counter()
         if now - last >= SECONDS_BETWEEN_PROGRESS:
@@ -119,20 +119,26 @@ def cached_features(
     views: int,
     folders: Sequence[Path],
     say: Callable[[str], None] = say_at_once,
+    dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:
     """Return float32 features (views, N, feature_dim) of the pictures behind `data_hash`.
 
-    Views that one of the `folders` holds are read; only the others are computed, from the uint8
-    pictures (N, C, H, W) that `load_images` returns, and kept in the first folder that can be
-    written. Where left and right matter only one view makes sense: the second is mirrored.
+    Views that one of the `folders` holds are read, where they were computed in float32 or `dtype`;
+    only the others are computed, in `dtype`, from the uint8 pictures (N, C, H, W) that
+    `load_images` returns, and kept in the first folder that can be written. Where left and right
+    matter only one view makes sense: the second is mirrored.
     """
-    keys = _cache_keys(network, preprocessing, data_hash, range(views))
-    found = {view: _read(key, network.feature_dim, folders, say) for view, key in keys.items()}
+    keys_in = functools.partial(_cache_keys, network, preprocessing, data_hash, range(views))
+    exact, keys = keys_in(torch.float32), keys_in(dtype)
+    found = {
+        view: _read((exact[view], keys[view]), network.feature_dim, folders, say)
+        for view in range(views)
+    }
     missing = [view for view, features in found.items() if features is None]
     if missing:
         images, start = load_images(), time.perf_counter()
         for view in missing:
-            found[view] = backbone_features(network, preprocessing, images, view, say)
+            found[view] = backbone_features(network, preprocessing, images, view, say, dtype)
             _write(found[view], keys[view], folders, say)
         seconds = time.perf_counter() - start
         speed = len(missing) * len(images) / seconds
@@ -148,7 +154,11 @@ def cached_features(
 
 
 def _cache_keys(
-    network: Network, preprocessing: Preprocessing, data_hash: str, views: Iterable[int]
+    network: Network,
+    preprocessing: Preprocessing,
+    data_hash: str,
+    views: Iterable[int],
+    dtype: torch.dtype,
 ) -> dict[int, str]:
     """Return the SHA-256 over all that the features of each view depend on."""
     digest = hashlib.sha256()
@@ -162,6 +172,8 @@ def _cache_keys(
         "weights": digest.hexdigest(),
         **asdict(preprocessing),
     }
+    if dtype != torch.float32:
+        dependence["computed_in"] = str(dtype)
     texts = {view: json.dumps({**dependence, "view": view}, sort_keys=True) for view in views}
     return {view: hashlib.sha256(text.encode()).hexdigest() for view, text in texts.items()}
 
@@ -171,9 +183,11 @@ def _bytes(tensor: torch.Tensor) -> memoryview:
 
 
 def _read(
-    key: str, feature_dim: int, folders: Sequence[Path], say: Callable[[str], None]
+    keys: Sequence[str], feature_dim: int, folders: Sequence[Path], say: Callable[[str], None]
 ) -> torch.Tensor | None:
-    for path in (Path(folder, f"{key}.safetensors") for folder in folders):
+    """Return the first sound features among those that the keys name, or None."""
+    places = itertools.product(dict.fromkeys(keys), folders)
+    for path in (Path(folder, f"{key}.safetensors") for key, folder in places):
         if not path.is_file():
             continue
         try:

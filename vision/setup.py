@@ -26,11 +26,13 @@ from vision.data import (
     natural_shape,
     spread,
 )
+from vision.distributed import Group
 from vision.errors import ExpectedError
 from vision.features import cached_features
 from vision.feeds import FeatureFeed, Feed, PictureFeed
 from vision.models import Network, build_model, pretrained_preprocessing
 from vision.preprocessing import Preprocessing
+from vision.training import choose_device
 
 
 @dataclass
@@ -48,12 +50,13 @@ class Setup:
     targets: torch.Tensor | None
 
 
-def prepare(args: argparse.Namespace, say: Callable[[str], None] = print) -> Setup:
+def prepare(args: argparse.Namespace, group: Group | None = None) -> Setup:
     """Read the data, complete the hyperparameters by the recipe, and build the network.
 
     The classes are those of the training pictures. Raises ExpectedError where folders, pictures
     or hyperparameters do not fit.
     """
+    group = group or Group()
     train_entries, valid_entries = list_split(args.train), list_split(args.valid)
     class_names = sorted({entry.class_name for entry in train_entries})
     if len(class_names) < 2:
@@ -70,13 +73,16 @@ def prepare(args: argparse.Namespace, say: Callable[[str], None] = print) -> Set
     # The weights of ImageNet are for colour.
     channels = 3 if args.pretrained else channels
     network = _network(args, channels, len(class_names))
-    reader = _Reader(class_names, size, channels, say)
+    reader = _Reader(class_names, size, channels, group.say)
     preprocessing = pretrained_preprocessing(args.model, size) if args.pretrained else None
     if args.trainable == "head" and args.cache_features:
+        device, dtype = choose_device(args.precision, group.local_rank)
+        network.to(device)
         classifier = Classifier(args.model, network, preprocessing, class_names)
         # The second view is the mirror image.
         views = args.views if "flip" in augment else 1
-        return _frozen(args, classifier, reader, train_entries, valid_entries, views, targets)
+        entries = (train_entries, valid_entries)
+        return _frozen(args, classifier, reader, entries, views, dtype or torch.float32, targets)
 
     train, valid = reader.read(train_entries, "training"), reader.read(valid_entries, "validation")
     if preprocessing is None:
@@ -148,16 +154,19 @@ def _frozen(
     args: argparse.Namespace,
     classifier: Classifier,
     reader: "_Reader",
-    train_entries: list[Entry],
-    valid_entries: list[Entry],
+    entries: tuple[list[Entry], list[Entry]],
     train_views: int,
+    dtype: torch.dtype,
     targets: torch.Tensor | None,
 ) -> Setup:
-    """Set up the training of the head alone, on features that are computed once."""
-    if torch.cuda.is_available():
-        classifier.model.cuda()
+    """Set up the training of the head alone, on features that are computed once.
 
-    def feed(entries: list[Entry], folder: str, views: int, what: str) -> tuple[FeatureFeed, str]:
+    Those of the training pictures in `dtype`; validation is float32 in every training.
+    """
+
+    def feed(
+        entries: list[Entry], folder: str, views: int, dtype: torch.dtype, what: str
+    ) -> tuple[FeatureFeed, str]:
         labels, data_hash = labels_of(entries, reader.class_names), hash_split(entries)
         folders = [Path(args.features)] if args.features else []
         folders.append(Path(f"{Path(folder)}-features"))
@@ -169,11 +178,12 @@ def _frozen(
             views,
             folders,
             reader.say,
+            dtype,
         )
         return FeatureFeed(features, labels), data_hash
 
-    train, data_hash = feed(train_entries, args.train, train_views, "training")
-    valid, _ = feed(valid_entries, args.valid, 1, "validation")
+    train, data_hash = feed(entries[0], args.train, train_views, dtype, "training")
+    valid, _ = feed(entries[1], args.valid, 1, torch.float32, "validation")
     return Setup(classifier, classifier.model.head, train, valid, data_hash, targets)
 
 

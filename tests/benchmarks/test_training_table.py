@@ -53,7 +53,8 @@ def test_ratios_are_theirs_over_ours(training):
         "ours_pictures_per_second": 100.0,
     }
     rows = training.table({"sources": runs([figures])})
-    assert "in epoch 6 of 20 of theirs | 30.0 (one run) times shorter | 20 s against 600 s" in rows
+    assert "theirs after epoch 6 (one run) of 20 | 30.0 (one run) times shorter" in rows
+    assert "| 20 s against 600 s" in rows
     assert "4.0 (one run) times as many | 100 against 25 pictures/s" in rows
 
 

@@ -35,12 +35,12 @@ class Cache:
         self.loads += 1
         return self.images
 
-    def __call__(self, views, *folders):
+    def __call__(self, views, *folders, dtype=torch.float32):
         self.said.clear()
         self.loads = 0
         return cached_features(
             *(self.network, self.preprocessing, self.data_hash, self.load_images),
-            *(views, folders, self.said.append),
+            *(views, folders, self.said.append, dtype),
         )
 
 
@@ -169,6 +169,23 @@ def test_the_key_covers_all_that_the_features_depend_on(cache, tmp_path, changed
         cache.network.head[-1].weight.data += 1
     cache(1, tmp_path)
     assert cache.loads == (changed != "head")
+
+
+def test_in_bfloat16_features_are_near_and_kept_apart(cache, tmp_path):
+    exact = cache(1, tmp_path / "exact")
+    near = cache(1, tmp_path / "near", dtype=torch.bfloat16)
+    assert near.dtype == torch.float32
+    assert 0 < (near - exact).norm() < 0.05 * exact.norm()
+    cache(1, tmp_path / "near")
+    assert cache.loads == 1, "a training in float32 read the features of one in bfloat16"
+
+
+def test_float32_features_serve_a_training_in_any_precision(cache, tmp_path):
+    exact = cache(1, tmp_path / "exact")
+    cache(1, tmp_path / "near", dtype=torch.bfloat16)
+    found = cache(1, tmp_path / "near", tmp_path / "exact", dtype=torch.bfloat16)
+    assert cache.loads == 0
+    assert torch.equal(found, exact)
 
 
 @pytest.mark.parametrize("damage", ["torn", "flipped", "foreign", "other model", "empty"])

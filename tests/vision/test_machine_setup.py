@@ -42,6 +42,17 @@ def test_with_the_cache_they_go_through_it_once(stripes, tmp_path):
     assert setup.module is setup.classifier.model.head
 
 
+def test_only_the_pictures_that_are_learnt_from_go_through_it_in_bfloat16(stripes, tmp_path):
+    exact, near = (
+        prepare(arguments(stripes, "--features", tmp_path / name, "--precision", name))
+        for name in ("float32", "bfloat16")
+    )
+    # What the batches are drawn from; validation says the same in every precision.
+    assert torch.equal(near.valid.features, exact.valid.features)
+    assert not torch.equal(near.train.features, exact.train.features)
+    assert torch.allclose(near.train.features, exact.train.features, rtol=0.1, atol=0.3)
+
+
 def test_both_ways_begin_with_the_same_answers(stripes, tmp_path):
     logits = []
     for more in (("--cache-features", "false"), ("--features", tmp_path)):
