@@ -32,7 +32,7 @@ SMALL = {
 # More network, more passes and harder pictures, for the last percent.
 SMALL_LONG = SMALL | {
     "model": "small_resnet_wide",
-    "epochs": 28,
+    "epochs": 30,
     "warmup": 0.1,
     "weight_decay": 0.02,
     "label_smoothing": 0.05,
