@@ -128,18 +128,15 @@ def cached_features(
     `load_images` returns, and kept in the first folder that can be written. Where left and right
     matter only one view makes sense: the second is mirrored.
     """
-    keys_in = functools.partial(_cache_keys, network, preprocessing, data_hash, range(views))
-    exact, keys = keys_in(torch.float32), keys_in(dtype)
-    found = {
-        view: _read((exact[view], keys[view]), network.feature_dim, folders, say)
-        for view in range(views)
-    }
+    dtypes = (torch.float32, dtype)
+    keys = _cache_keys(network, preprocessing, data_hash, range(views), dtypes)
+    found = {view: _read(each, network.feature_dim, folders, say) for view, each in keys.items()}
     missing = [view for view, features in found.items() if features is None]
     if missing:
         images, start = load_images(), time.perf_counter()
         for view in missing:
             found[view] = backbone_features(network, preprocessing, images, view, say, dtype)
-            _write(found[view], keys[view], folders, say)
+            _write(found[view], keys[view][-1], folders, say)
         seconds = time.perf_counter() - start
         speed = len(missing) * len(images) / seconds
         say(
@@ -158,9 +155,9 @@ def _cache_keys(
     preprocessing: Preprocessing,
     data_hash: str,
     views: Iterable[int],
-    dtype: torch.dtype,
-) -> dict[int, str]:
-    """Return the SHA-256 over all that the features of each view depend on."""
+    dtypes: Sequence[torch.dtype],
+) -> dict[int, list[str]]:
+    """Return for each view a SHA-256 over all that it depends on, for each of the types."""
     digest = hashlib.sha256()
     for name, tensor in network.backbone.state_dict().items():
         digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
@@ -172,10 +169,13 @@ def _cache_keys(
         "weights": digest.hexdigest(),
         **asdict(preprocessing),
     }
-    if dtype != torch.float32:
-        dependence["computed_in"] = str(dtype)
-    texts = {view: json.dumps({**dependence, "view": view}, sort_keys=True) for view in views}
-    return {view: hashlib.sha256(text.encode()).hexdigest() for view, text in texts.items()}
+
+    def key(view: int, dtype: torch.dtype) -> str:
+        mark = {} if dtype == torch.float32 else {"computed_in": str(dtype)}
+        text = json.dumps({**dependence, **mark, "view": view}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    return {view: [key(view, dtype) for dtype in dict.fromkeys(dtypes)] for view in views}
 
 
 def _bytes(tensor: torch.Tensor) -> memoryview:
@@ -186,7 +186,7 @@ def _read(
     keys: Sequence[str], feature_dim: int, folders: Sequence[Path], say: Callable[[str], None]
 ) -> torch.Tensor | None:
     """Return the first sound features among those that the keys name, or None."""
-    places = itertools.product(dict.fromkeys(keys), folders)
+    places = itertools.product(keys, folders)
     for path in (Path(folder, f"{key}.safetensors") for key, folder in places):
         if not path.is_file():
             continue
