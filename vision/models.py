@@ -141,7 +141,9 @@ def build_model(
                 "read the pictures as colour, or use --pretrained false"
             )
     if name in SMALL_WIDTHS:
-        features, tail, feature_dim = _small_resnet(channels, SMALL_WIDTHS[name])
+        features, tail, feature_dim = _small_resnet(
+            channels, SMALL_WIDTHS[name], pooled=name == "small_resnet_wide"
+        )
     elif name == "efficientnet_lite0":
         features, tail, feature_dim = _efficientnet_lite0(channels, pretrained)
     else:
@@ -281,29 +283,34 @@ def _lite0_weights() -> list[torch.Tensor]:
 
 
 class BasicBlock(nn.Module):
-    """Two 3×3 convolutions and a shortcut (He et al. 2015, arXiv:1512.03385, figure 2)."""
+    """Two 3×3 convolutions and a shortcut (He et al. 2015, arXiv:1512.03385, figure 2).
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int):
+    The first halves the picture. So does the shortcut: by leaving out three of four places, or by
+    their mean where `pooled` (ResNet-D: He et al. 2018, arXiv:1812.01187, figure 2c).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, pooled: bool):
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride=2, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(out_channels)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(out_channels)
         # As modules, each with a name of its own: a debugger sees what goes in and out of them.
         self.inner_relu, self.outer_relu = nn.ReLU(), nn.ReLU()
-        self.shortcut = nn.Identity()
-        if stride != 1 or in_channels != out_channels:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(in_channels, out_channels, 1, stride, bias=False),
-                nn.BatchNorm2d(out_channels),
-            )
+        # Of an odd size, the last window is half outside: as many places as the convolution gives.
+        pool = nn.AvgPool2d(2, ceil_mode=True, count_include_pad=False)
+        self.shortcut = nn.Sequential(
+            *([pool] if pooled else []),
+            nn.Conv2d(in_channels, out_channels, 1, stride=1 if pooled else 2, bias=False),
+            nn.BatchNorm2d(out_channels),
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         out = self.inner_relu(self.bn1(self.conv1(x)))
         return self.outer_relu(self.bn2(self.conv2(out)) + self.shortcut(x))
 
 
-def _small_resnet(channels: int, widths: Sequence[int]) -> tuple[list, list, int]:
+def _small_resnet(channels: int, widths: Sequence[int], pooled: bool) -> tuple[list, list, int]:
     """A residual network for pictures of up to about 32 pixels, 1.2 M parameters.
 
     Every block halves the picture and doubles the channels. Only the first convolution sees it in
@@ -314,6 +321,6 @@ def _small_resnet(channels: int, widths: Sequence[int]) -> tuple[list, list, int
         nn.Conv2d(channels, widths[0], 5, padding=2, bias=False),
         nn.BatchNorm2d(widths[0]),
         nn.ReLU(),
-        *(BasicBlock(narrow, wide, stride=2) for narrow, wide in itertools.pairwise(widths)),
+        *(BasicBlock(narrow, wide, pooled) for narrow, wide in itertools.pairwise(widths)),
     ]
     return features, [nn.AdaptiveAvgPool2d(1), nn.Flatten()], widths[-1]

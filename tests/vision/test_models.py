@@ -20,7 +20,7 @@ from vision.models import (
 
 
 def small_input(name, channels, **options):
-    return torch.randn(2, channels, *(2 * [28 if name == "small_resnet" else 64]), **options)
+    return torch.randn(2, channels, *(2 * [28 if name.startswith("small_") else 64]), **options)
 
 
 def feature_map_of(model, X):
@@ -95,10 +95,11 @@ def test_from_scratch_the_backbone_is_torchvisions_own_network():
         assert torch.equal(theirs.classifier[3](ours.backbone(X)), theirs(X))
 
 
-def test_the_small_model_takes_pictures_of_any_size():
-    model = build_model("small_resnet", 1, 10).eval()
+@pytest.mark.parametrize("name", ["small_resnet", "small_resnet_wide"])
+def test_the_small_models_take_pictures_of_any_size(name):
+    model = build_model(name, 1, 10).eval()
     with torch.inference_mode():
-        for size in (8, 28, 33):
+        for size in (1, 8, 28, 33):
             assert model(torch.zeros(1, 1, size, size)).shape == (1, 10)
 
 
