@@ -144,7 +144,7 @@ class Run:
             env=self.environment,
             capture_output=True,
             text=True,
-            timeout=400,
+            timeout=900,
         )
 
     def variables(self):
