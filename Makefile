@@ -7,21 +7,25 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10; do \
 	$$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null \
 	&& { command -v $$p; exit; }; done; command -v python3)
 PY := .venv/bin/python
+PYTEST := $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 NOTEBOOK := train_and_deploy.ipynb
 
 .DEFAULT_GOAL := help
-.PHONY: help run test bench benchmarks soak notebook lab site web web-deploy web-remove stop clean venv
+.PHONY: help run test test-notebooks bench benchmarks soak notebook lab site web web-deploy web-remove stop clean venv
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: venv  ## run the whole course on this machine; leaves build/train_and_deploy.{ipynb,html}
 	@$(PY) -m studio.execute $(NOTEBOOK) --output build/$(NOTEBOOK) --html
 
-test: venv  ## lint and test everything
+test: venv  ## lint and test everything but whole runs of the notebooks
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
-	@$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	@$(PYTEST) --ignore tests/notebooks
+
+test-notebooks: venv  ## execute every notebook on few pictures and check what it says and leaves
+	@$(PYTEST) tests/notebooks
 
 bench: venv  ## measure the local cloud against running by hand
 	@$(PY) benchmarks/local_cloud.py --json build/bench.json

@@ -14,12 +14,12 @@ sys.path.insert(0, str(ROOT))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # They take longest, so they begin first: no worker is left with one of them while others idle.
-LONGEST = ("test_notebook", "test_notebook_digits", "test_notebooks_listings", "test_setup")
-LONGEST += ("test_notebooks_bins", "test_notebooks_dogs", "test_notebooks_own_folder")
-LONGEST += ("test_train_model", "test_datasets", "test_web", "test_durability", "test_lifecycle")
-LONGEST += ("test_toolkit", "test_several_hosts", "test_hosting_sdk", "test_whole", "test_page")
-LONGEST += ("test_gateway", "test_execute", "test_course_jobs", "test_rules", "test_report")
-LONGEST += ("test_debugging", "test_profile_rules", "test_validation", "test_cloud")
+LONGEST = ("test_inventory_bins", "test_dog_breeds", "test_course", "test_listings_web_app")
+LONGEST += ("test_course_without_data", "test_your_own_folder", "test_site", "test_datasets")
+LONGEST += ("test_setup", "test_course_jobs", "test_train_model", "test_page", "test_durability")
+LONGEST += ("test_lifecycle", "test_debugging", "test_evaluate", "test_web", "test_learning_curve")
+LONGEST += ("test_training", "test_deploy", "test_report", "test_hosting_sdk", "test_execute")
+LONGEST += ("test_profile_rules", "test_rules", "test_validation", "test_cloud")
 
 
 def pytest_collection_modifyitems(items):

@@ -11,12 +11,12 @@ import time
 
 import pytest
 import torch
-from conftest import ROOT
 from samples import LAST_LINE, METRIC_LINE, encode, huge_png, noise, write_tar
 from torch.nn import functional as F
 
 import hpo
 import train_model
+from tools import ROOT
 from vision.classifier import load_classifier
 from vision.cli import run
 from vision.data import list_split, load_split

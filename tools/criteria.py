@@ -58,7 +58,9 @@ GROUPS = {
             "Any folder of pictures will do: one line changes",
             cells=(f"{OWN}::datasets.prepare(", f"{OWN}::wide(advice.table(lessons))"),
             code=("studio/datasets.py::prepare", "studio/advice.py::table"),
-            tests=("tests/test_notebooks_own_folder.py::test_the_rare_class_is_kept_and_named",),
+            tests=(
+                "tests/notebooks/test_your_own_folder.py::test_the_rare_class_is_kept_and_named",
+            ),
         ),
         Row(
             "No test picture is also a training picture",
@@ -160,7 +162,7 @@ GROUPS = {
             code=("vision/progress.py::HistoryWriter", "studio/jobs.py::follow"),
             tests=(
                 "tests/test_train_model.py::test_the_lines_and_the_history_tell_the_same",
-                "tests/test_notebook.py::test_its_log_shows_every_epoch_of_the_training",
+                "tests/notebooks/test_course.py::test_its_log_shows_every_epoch_of_the_training",
             ),
         ),
         Row(
@@ -255,7 +257,7 @@ GROUPS = {
             cells=(f"{DOGS}::pace(cloud, runs",),
             code=("studio/insight.py::pace", "insight/profile_rules.py::check_profile"),
             tests=(
-                "tests/test_notebooks_dogs.py::test_the_advice_of_the_rule_is_followed_until_it_is_quiet",
+                "tests/notebooks/test_dog_breeds.py::test_the_advice_of_the_rule_is_followed_until_it_is_quiet",
             ),
         ),
         Row(
@@ -267,7 +269,7 @@ GROUPS = {
             ),
             code=("studio/insight.py::compare", "insight/rules/weights.py::WeightUpdateRatio"),
             tests=(
-                "tests/test_notebook.py::test_a_run_on_few_pictures_succeeds_without_a_warning",
+                "tests/notebooks/test_course.py::test_a_run_on_few_pictures_succeeds_without_a_warning",
             ),
         ),
     ],
@@ -356,7 +358,7 @@ GROUPS = {
             code=("vision/preprocessing.py::open_picture",),
             tests=(
                 "tests/test_inference.py::test_a_refused_request_is_one_sentence_with_its_status",
-                "tests/test_notebook.py::test_the_endpoint_refuses_what_is_no_picture",
+                "tests/notebooks/test_course.py::test_the_endpoint_refuses_what_is_no_picture",
             ),
         ),
         Row(
@@ -370,8 +372,8 @@ GROUPS = {
             cells=(f"{COURSE}::left = leftovers(cloud)", f"{LISTINGS}::left = leftovers(cloud)"),
             code=("studio/cleanup.py::clean_up", "studio/cleanup.py::leftovers"),
             tests=(
-                "tests/test_notebook.py::test_nothing_is_left_at_its_end",
-                "tests/test_notebook.py::test_not_one_object_is_left_in_s3",
+                "tests/notebooks/test_course.py::test_nothing_is_left_at_its_end",
+                "tests/notebooks/test_course.py::test_not_one_object_is_left_in_s3",
                 "tests/studio/test_cleanup.py::"
                 "test_all_of_a_run_is_counted_and_removed_and_nothing_of_another",
             ),
@@ -451,7 +453,7 @@ GROUPS = {
             code=("studio/evaluation.py::benchmark", "studio/evaluation.py::choose"),
             tests=(
                 "tests/local_cloud/test_hosting_variants.py::test_traffic_follows_the_weights",
-                "tests/test_notebooks_listings.py::"
+                "tests/notebooks/test_listings_web_app.py::"
                 "test_the_table_names_three_models_and_the_choice_follows_from_it",
             ),
         ),
@@ -540,7 +542,7 @@ GROUPS = {
             code=("studio/packing.py::write_recordio", "vision/recordio.py::"),
             tests=(
                 "tests/vision/test_recordio.py::test_the_same_pictures_give_im2recs_bytes",
-                "tests/test_notebooks_listings.py::"
+                "tests/notebooks/test_listings_web_app.py::"
                 "test_the_built_in_algorithm_is_asked_for_and_declined_in_a_sentence",
             ),
             note="Its image runs on AWS only; here the request is checked and declined.",
@@ -575,7 +577,7 @@ GROUPS = {
             "It sums up what came out",
             cells=(f'{COURSE}::"test accuracy": f', f'{LISTINGS}::"test accuracy": f'),
             code=("studio/tables.py::summary",),
-            tests=("tests/test_notebooks_listings.py::test_it_ends_with_the_summary",),
+            tests=("tests/notebooks/test_listings_web_app.py::test_it_ends_with_the_summary",),
         ),
     ],
 }

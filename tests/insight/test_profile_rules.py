@@ -9,7 +9,8 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT
+
+from tools import ROOT
 
 sys.path.insert(0, str(ROOT / "tests" / "insight"))
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
 
 import train_model
+from tools import ROOT
 from vision.cli import run
 from vision.instruments import CONFIGURATION_VARIABLE
 from vision.training import Trainer

@@ -14,7 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from conftest import ROOT
+
+from tools import ROOT
 
 sys.path.insert(0, str(ROOT / "tests" / "insight"))
 
