@@ -98,7 +98,8 @@ def extract(
         return load_split(entries, names, image_size, preprocessing.channels).images
 
     folders = [Path(args.output)]
-    cached_features(network, preprocessing, hash_split(entries), load_images, views, folders)
+    data_hash = hash_split(entries)
+    cached_features(network, preprocessing, data_hash, load_images, views, folders, must_keep=True)
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def main(args: argparse.Namespace) -> None:
     setup = prepare(args, group)
     train = setup.train.subset(stratified_share(setup.train.labels, args.train_share, args.seed))
     trainer = Trainer(args, setup.module, train, setup.valid, group, stop, setup.targets)
-    trainer.fit(lambda row: None, setup.data_hash)
+    trainer.fit(lambda row: None, setup.pictures_hash)
     names = setup.classifier.class_names
     if are_counts(names):
         group.say(count_line(trainer.valid_logits(), setup.valid.labels, names))

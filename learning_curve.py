@@ -11,9 +11,9 @@ more passes, because few pictures should not also mean few steps. Each share pri
 
     pictures=140 valid_accuracy=0.8952 lowest=0.8810 highest=0.9048 trainings=5
 
-and learning_curve.csv in --output-data-dir has a row a training. The accuracy is that of the last
-epoch: the best of many would flatter the trainings with many. No model is kept, and the test
-pictures are never read.
+and learning_curve.csv in --output-data-dir gets a row for each training as soon as it has ended.
+The accuracy is that of the last epoch: the best of many would flatter the trainings with many. No
+model is kept, and the test pictures are never read.
 """
 
 import argparse
@@ -23,13 +23,14 @@ import math
 import os
 import statistics
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from hpo import stratified_share
 from vision.arguments import add_arguments
 from vision.cli import ArgumentParser, add_dry_run, ranged, run
 from vision.distributed import Group
-from vision.feeds import steps_of
+from vision.feeds import Feed, steps_of
 from vision.setup import Setup, prepare
 from vision.training import StopRequest, Trainer
 
@@ -79,38 +80,49 @@ def main(args: argparse.Namespace) -> None:
     # It starts over within minutes and would take the state of one training for another's.
     args.checkpoint_dir, args.patience = None, 0
     setup, stop = prepare(args), StopRequest().listen()
-    rows = []
-    for share in args.shares:
-        found = [row_of(args, setup, share, seed, stop) for seed in range(args.repeats)]
-        rows += found
-        print(line(found), flush=True)
-        if stop:
-            break
     with (output / "learning_curve.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
-        writer.writerows(rows)
+        for share in args.shares:
+            rows = []
+            for row in rows_of(args, setup, share, stop):
+                rows.append(row)
+                writer.writerow(row)
+                file.flush()
+            if rows:
+                print(line(rows), flush=True)
+    if stop:
+        print("stopped by SIGTERM: the trainings that had ended are kept", flush=True)
 
 
-def row_of(
-    args: argparse.Namespace, setup: Setup, share: float, seed: int, stop: StopRequest
-) -> dict[str, float]:
-    """Train on a share of the pictures, and return a row of learning_curve.csv."""
-    train = setup.train.subset(stratified_share(setup.train.labels, share, seed))
+def rows_of(
+    args: argparse.Namespace, setup: Setup, share: float, stop: StopRequest
+) -> Iterator[dict[str, float]]:
+    """Train on a share of the pictures again and again; yield a row for each that was not stopped.
+
+    A row is one of learning_curve.csv.
+    """
+    for seed in range(args.repeats):
+        train = setup.train.subset(stratified_share(setup.train.labels, share, seed))
+        accuracy = accuracy_of(args, setup, train, seed, stop)
+        if stop:
+            return
+        yield {"share": share, "seed": seed, "pictures": len(train), "valid_accuracy": accuracy}
+
+
+def accuracy_of(
+    args: argparse.Namespace, setup: Setup, train: Feed, seed: int, stop: StopRequest
+) -> float:
+    """Train on these pictures; return the accuracy of the last epoch, NaN if stopped before it."""
     passes = steps_of(len(setup.train), args.batch_size) / steps_of(len(train), args.batch_size)
     epochs = 1 if args.dry_run else math.ceil(args.epochs * min(passes, MOST_EPOCHS))
     own = argparse.Namespace(**{**vars(args), "seed": seed, "epochs": epochs})
     # All begin with the same weights.
     module = copy.deepcopy(setup.module)
-    history: list[dict[str, str]] = []
+    accuracies = [math.nan]
     trainer = Trainer(own, module, train, setup.valid, Silent(), stop, setup.targets)
-    trainer.fit(history.append, setup.data_hash)
-    return {
-        "share": share,
-        "seed": seed,
-        "pictures": len(train),
-        "valid_accuracy": float(history[-1]["valid_accuracy"]),
-    }
+    trainer.fit(lambda row: accuracies.append(float(row["valid_accuracy"])), setup.pictures_hash)
+    return accuracies[-1]
 
 
 def line(rows: list[dict[str, float]]) -> str:

@@ -100,7 +100,7 @@ def main(args: argparse.Namespace) -> None:
     setup = prepare(args, group)
     trainer = Trainer(args, setup.module, setup.train, setup.valid, group, stop, setup.targets)
     with watching(trainer, Path(args.output_data_dir), run_facts(setup, args)):
-        best = trainer.fit(on_epoch, setup.data_hash)
+        best = trainer.fit(on_epoch, setup.pictures_hash)
     logits = trainer.valid_logits()
     if group.is_main:
         describe(setup, logits, args)

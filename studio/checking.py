@@ -42,7 +42,7 @@ def checked(source: Source, short_side: int | None = None) -> tuple[Source, list
     ]
     _check_enough_left(source, broken)
     kept = [i for i, picture in enumerate(results) if not picture.problem]
-    names = [_final_name(name, picture.format) for name, picture in zip(source.file_names, results)]
+    names = _final_names(source, results)
     source = replace(source, file_names=names, problems=(*source.problems, *broken))
     return subset(source, kept), [results[i].hash for i in kept]
 
@@ -59,10 +59,27 @@ def check_picture(path: Path, short_side: int | None = None) -> Checked:
         pixels = decode(picture, duplicates.PIXELS, 1)[0].numpy()
     except PictureError as error:
         return Checked(str(error))
+    except OSError as error:
+        return Checked(f"the file cannot be read: {error.strerror}")
+    # A phone's JPEG with a second picture behind the first, which every reader takes for a JPEG.
+    kind = "JPEG" if picture.format == "MPO" else picture.format
     if small:
         digest = hashlib.blake2b(content, digest_size=16).digest()
-        return Checked("", digest, picture.format)
-    return Checked("", duplicates.perceptual_hash(pixels), picture.format)
+        return Checked("", digest, kind)
+    return Checked("", duplicates.perceptual_hash(pixels), kind)
+
+
+def _final_names(source, results):
+    """The names under which the pictures are written, in each class every one once."""
+    taken, names = set(), []
+    for i, (label, name, picture) in enumerate(zip(source.labels, source.file_names, results)):
+        final = _final_name(name, picture.format)
+        if (label, final) in taken:
+            stem, suffix = os.path.splitext(final)
+            final = f"{stem}-{i}{suffix}"
+        taken.add((label, final))
+        names.append(final)
+    return names
 
 
 def _final_name(name, format):

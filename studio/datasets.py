@@ -238,7 +238,9 @@ def _checked_shares(shares):
 def _find(name, downloads):
     """The folder or list of that name; a zip is fetched and unpacked first."""
     if re.match(r"https?://", str(name)) and str(name).endswith(".zip"):
-        name = zips.fetch(str(name), downloads)
+        # By its address: many archives are called main.zip or images.zip.
+        address = hashlib.sha256(str(name).encode()).hexdigest()[:12]
+        name = zips.fetch(str(name), downloads / address)
     places = [Path(name).expanduser()]
     if data_dir := os.environ.get("DATA_DIR"):
         places.append(Path(data_dir) / name)
@@ -246,8 +248,11 @@ def _find(name, downloads):
         if path.is_dir() or (path.is_file() and path.suffix.lower() in links.SUFFIXES):
             return path
         if path.is_file() and path.suffix.lower() == ".zip":
-            # By its size, so that another archive of that name does not get this one's pictures.
-            return zips.unzip(path, downloads / f"{path.stem}-{path.stat().st_size}" / path.stem)
+            # By size and time, so that another archive of that name, or this one packed anew with
+            # a picture in another class, does not get the pictures of before.
+            facts = path.stat()
+            place = downloads / f"{path.stem}-{facts.st_size}-{facts.st_mtime_ns}"
+            return zips.unzip(path, place / path.stem)
     raise DataError(
         f"There is no folder “{places[0].name}” and no list of that name. Give “fashion-mnist”, a "
         f"folder with one sub-folder a class, a zip of one, or a list of links "
@@ -288,7 +293,8 @@ def _folder_source(folder, settings):
     }
     check_every_class(splits, labels, names)
     origins = [("", path.relative_to(folder).as_posix()) for _, path in paths]
-    sizes = [f"{name} {path.stat().st_size}" for (_, name), (_, path) in zip(origins, paths)]
+    _check_names(folder, [name for _, name in origins])
+    sizes = [f"{name} {_size(path)}" for (_, name), (_, path) in zip(origins, paths)]
     return Source(
         name=folder.resolve().name,
         source="a folder of that name",
@@ -300,6 +306,24 @@ def _folder_source(folder, settings):
         fingerprint=_fingerprint(sizes, settings),
         origins=origins,
     )
+
+
+def _check_names(folder, names):
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f"The name {name!a} in “{folder.name}” is not UTF-8: rename it."
+            ) from error
+
+
+def _size(path):
+    """Bytes of a file; -1 where there is none, as behind a link that leads nowhere."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
 
 
 def _class_folders(folder):

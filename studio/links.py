@@ -416,7 +416,8 @@ def _check_whole(content):
     from vision.preprocessing import decode
 
     try:
-        decode(open_for_training(content)[1], 64, 1)
+        # Small: whether it is too large for training is asked later, when it is scaled down.
+        decode(open_for_training(content, 64)[1], 64, 1)
     except PictureError as error:
         raise _Refused(str(error)) from error
 

@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 import pandas as pd
-from PIL import Image, ImageDraw, ImageEnhance, ImageFilter
+from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageOps
 
 from studio.jobs import keys_below, poll, split_uri
 
@@ -39,7 +39,8 @@ def covered(picture):
 def changed(content, change):
     """The bytes of a JPEG in which a picture, given as bytes, is changed by one of the above."""
     with Image.open(io.BytesIO(content)) as opened:
-        picture = change(opened.convert("RGB"))
+        # As the endpoint sees it: what is saved here no longer says how the camera was held.
+        picture = change(ImageOps.exif_transpose(opened).convert("RGB"))
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=95)
     return buffer.getvalue()

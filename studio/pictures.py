@@ -99,7 +99,9 @@ def _shrunk(content, short_side):
         factor = short_side / min(picture.size)
         if factor >= 1 or picture.width * picture.height > MOST_PIXELS_TO_SHRINK:
             return content
-        kind = picture.format if picture.format in ("JPEG", "PNG", "WEBP") else "PNG"
+        # MPO: a phone's JPEG with a second picture behind the first.
+        kinds = {"JPEG": "JPEG", "MPO": "JPEG", "WEBP": "WEBP"}
+        kind = kinds.get(picture.format, "PNG")
         size = [max(short_side, round(factor * side)) for side in picture.size]
         # JPEG only: decodes at a half, quarter or eighth where that is still large enough.
         picture.draft(None, size)
@@ -152,13 +154,18 @@ def decoding(path: Path) -> Iterator[None]:
         ) from error
 
 
+def is_full_disk(error: OSError) -> bool:
+    """Whether a disk is full, or a quota spent."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
 @contextlib.contextmanager
 def one_sentence_on_full_disk() -> Iterator[None]:
     """Turn a full disk, or a spent quota, into a DataError."""
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if not is_full_disk(error):
             raise
         raise DataError(
             "The disk is full: free some space and run this again; nothing half-written is kept."

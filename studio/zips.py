@@ -18,7 +18,12 @@ from urllib.parse import urlsplit
 
 import urllib3
 
-from studio.pictures import PICTURE_SUFFIXES, DataError, one_sentence_on_full_disk
+from studio.pictures import (
+    PICTURE_SUFFIXES,
+    DataError,
+    is_full_disk,
+    one_sentence_on_full_disk,
+)
 
 # The dogs' photos are 1.1 GB; these bounds leave room for ten times that.
 MAX_BYTES = 12 * 1024**3
@@ -26,6 +31,8 @@ MAX_FILES = 500_000
 CONNECT_SECONDS, READ_SECONDS = 10, 60
 TRIES = 5
 CHUNK = 1024**2
+DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
+DAMAGED += (UnicodeDecodeError,)
 # What operating systems add to archives.
 NO_PICTURES = ("__MACOSX",)
 
@@ -115,10 +122,18 @@ def _unpack(archive, folder, max_bytes):
                 # compares the checksum.
                 with opened.open(member) as source, target.open("xb") as file:
                     shutil.copyfileobj(source, file, CHUNK)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+    except DAMAGED as error:
         raise DataError(
             f"“{archive.name}” is damaged or no zip that can be read ({error}): remove it and "
             "fetch it again."
+        ) from error
+    except OSError as error:
+        if is_full_disk(error):
+            raise
+        # A name that is there twice, too long, or one of a file and of a folder.
+        raise DataError(
+            f"“{archive.name}” cannot be unpacked here ({error.strerror or error}): unpack it "
+            "yourself and give the folder."
         ) from error
 
 

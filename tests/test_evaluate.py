@@ -16,7 +16,7 @@ from PIL import Image
 from samples import encode, link, noise
 
 import evaluate
-from vision import baselines
+from vision import baselines, page
 from vision.classifier import Classifier, load_classifier
 from vision.cli import run
 from vision.data import list_split
@@ -232,6 +232,16 @@ def test_names_are_shown_and_never_run(tmp_path):
     assert described["top_k"] == {"1": 0.5}
 
 
+def test_a_threshold_that_was_not_needed_is_told_as_one_that_was_chosen():
+    interval, chosen = [0.8, 0.9], {"wanted_precision": 0.9, "precision": 0.91}
+    told = {"threshold": 0.0, "answered": 8, "coverage": 1.0, "precision": 0.86}
+    told |= {"precision_interval_95": interval, "validation": None}
+    assert page._abstention(told).endswith("no threshold of confidence was set.")
+    sentence = page._abstention({**told, "validation": chosen})
+    assert "right as often as wanted. Here 86.0% of them are" in sentence
+    assert "90.0% was wanted" in sentence
+
+
 def test_the_quality_gate_fails_after_the_report_is_written(stripes, model_dir, tmp_path, capsys):
     shutil.copytree(stripes / "test", tmp_path / "test")
     # A picture in the wrong folder is a mistake for certain, and it should be among the worst.
@@ -277,14 +287,21 @@ def device(name):
     return info
 
 
+def sparse(name):
+    """A file that is all hole: nothing in the archive, a terabyte on the disk."""
+    info = tarfile.TarInfo(name)
+    info.pax_headers = {"GNU.sparse.map": "0,0", "GNU.sparse.size": "1000000000000"}
+    return info
+
+
 @pytest.mark.parametrize(
     "member",
     [
         *("../evil", "a/../../evil"),
         *(link("model.json", "/etc/passwd"), link("up", "..")),
-        device("null"),
+        *(device("null"), sparse("holes")),
     ],
-    ids=["sibling", "outside", "link", "link-up", "device"],
+    ids=["sibling", "outside", "link", "link-up", "device", "sparse"],
 )
 def test_an_unsafe_archive_is_refused(tmp_path, capsys, member):
     inside = tmp_path / "model"

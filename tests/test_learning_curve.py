@@ -1,8 +1,13 @@
 import csv
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 
 import learning_curve
+from tools import ROOT
 
 
 def rows_of(folder):
@@ -61,6 +66,30 @@ def test_it_can_be_repeated(measured, run_script, stripes, tmp_path):
     )
     assert process.returncode == 0, process.stderr
     assert rows_of(tmp_path) == measured[1][:3:2]
+
+
+def test_stopped_it_keeps_the_trainings_that_had_ended(stripes, tmp_path):
+    command = [sys.executable, ROOT / "learning_curve.py", "--shares", "0.5", "--repeats", 99]
+    places = ["--train", stripes / "train", "--valid", stripes / "valid"]
+    process = subprocess.Popen(
+        [str(word) for word in [*command, *places, "--output-data-dir", tmp_path]],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        while not (tmp_path / "learning_curve.csv").exists() or len(rows_of(tmp_path)) < 2:
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        output, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert (process.returncode, errors) == (0, "")
+    rows = rows_of(tmp_path)
+    assert 2 <= len(rows) < 99
+    assert [row["seed"] for row in rows] == [str(seed) for seed in range(len(rows))]
+    assert f"trainings={len(rows)}\nstopped by SIGTERM" in output
 
 
 def test_a_dry_run_is_one_step(run_script, stripes, tmp_path):

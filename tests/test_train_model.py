@@ -179,6 +179,8 @@ def test_help_names_the_command_and_every_default(run_script, script):
         (["--epoch=3"], "unknown argument --epoch: did you mean --epochs?"),
         (["--epochs", "0"], "--epochs: 0 is not at least 1"),
         (["--epochs", "many"], "--epochs: invalid int value"),
+        (["--max-seconds", "inf"], "--max-seconds: inf is not a finite number"),
+        (["--lr", "nan"], "--lr: nan is not "),
         (["--pretrained", "maybe"], "neither true nor false"),
         (["--head-hidden", "0,5"], "sizes from 1 to 8192"),
         (["--schedule", "linear"], "invalid choice: 'linear'"),
@@ -254,8 +256,11 @@ def test_a_full_disk_is_one_sentence(stripes, tmp_path, capsys, monkeypatch):
     assert list((tmp_path / "model").iterdir()) == []
 
 
-def test_sigterm_ends_the_training_and_saves_the_best_model(stripes, tmp_path):
+@pytest.mark.parametrize("workers", [0, 1])
+def test_sigterm_ends_the_training_and_saves_the_best_model(stripes, tmp_path, workers):
+    """To all of its processes at once, as a container's are stopped: also those that load data."""
     command = [sys.executable, ROOT / "train_model.py", "--epochs", 10_000, "--patience", 0]
+    command += ["--workers", workers]
     places = ["--model-dir", tmp_path / "model", "--output-data-dir", tmp_path / "output"]
     data = ["--train", stripes / "train", "--valid", stripes / "valid"]
     process = subprocess.Popen(
@@ -264,11 +269,12 @@ def test_sigterm_ends_the_training_and_saves_the_best_model(stripes, tmp_path):
         stderr=subprocess.PIPE,
         env=os.environ,
         text=True,
+        start_new_session=True,
     )
     try:
         while not process.stdout.readline().startswith("epoch=2 "):
             assert process.poll() is None, process.stderr.read()
-        process.send_signal(signal.SIGTERM)
+        os.killpg(process.pid, signal.SIGTERM)
         output, errors = process.communicate(timeout=60)
     finally:
         process.kill()

@@ -14,7 +14,8 @@ MAX_UNPACKED_BYTES = 2 * 1024**3
 def extract(archive: Path, folder: Path, max_bytes: int = MAX_UNPACKED_BYTES) -> None:
     """Unpack a .tar.gz of files and folders into `folder`.
 
-    Raises ExpectedError for links, devices, paths that lead outside, or more than `max_bytes`.
+    Raises ExpectedError for links, devices, sparse files, paths that lead outside, or more than
+    `max_bytes`.
     """
     try:
         with gzip.open(archive) as unzipped:
@@ -22,10 +23,11 @@ def extract(archive: Path, folder: Path, max_bytes: int = MAX_UNPACKED_BYTES) ->
             # "r|" reads strictly forward, so that the limit counts every byte once.
             with tarfile.open(fileobj=stream, mode="r|") as tar:
                 for member in tar:
-                    if not (member.isreg() or member.isdir()):
+                    # The size of a sparse file is what it says of itself, whatever was read.
+                    if not (member.isreg() or member.isdir()) or member.issparse():
                         raise ExpectedError(
-                            f"{archive} holds {member.name!r}, a link or device: only plain files "
-                            "are unpacked"
+                            f"{archive} holds {member.name!r}, a link, a device or a sparse file: "
+                            "only plain files are unpacked"
                         )
                     tar.extract(member, folder, filter="data")
     except tarfile.FilterError as error:

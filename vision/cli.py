@@ -75,6 +75,8 @@ def ranged(kind: type, low: float, high: float = float("inf")) -> Callable[[str]
 
     def parse(text: str):
         value = kind(text)
+        if abs(value) == float("inf"):
+            raise argparse.ArgumentTypeError(f"{text} is not a finite number")
         if not low <= value <= high:
             limits = f"at least {low}" if high == float("inf") else f"from {low} to {high}"
             raise argparse.ArgumentTypeError(f"{text} is not {limits}")

@@ -125,10 +125,21 @@ def list_split(folder: str | Path) -> list[Entry]:
                 f"class {name!r} in {folder} has no pictures: add some or remove the class"
             )
     entries.sort(key=lambda entry: (entry.class_name, entry.file))
+    _check_names(folder, entries)
     for first, second in itertools.pairwise(entries):
         if first.name == second.name:
             raise ExpectedError(f"{first.name} is twice in {folder}: remove one of the two")
     return entries
+
+
+def _check_names(folder: Path, entries: Sequence[Entry]) -> None:
+    for entry in entries:
+        try:
+            entry.name.encode()
+        except UnicodeEncodeError as error:
+            raise ExpectedError(
+                f"the name {entry.name!a} in {folder} is not UTF-8: rename it"
+            ) from error
 
 
 def _list_class_folder(folder: Path) -> list[Entry]:
@@ -162,6 +173,10 @@ def _list_tar(path: Path) -> tuple[list[Entry], set[str]]:
                         "pack the class folders themselves"
                     )
                 entries.append(Entry(*parts, path, member.offset_data, member.size))
+            # tarfile takes a cut or damaged header for the end; a whole file ends in zeros.
+            tar.fileobj.seek(tar.offset)
+            if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                raise tarfile.ReadError("its end is missing")
     except tarfile.TarError as error:
         raise ExpectedError(f"{path} is not a complete, uncompressed tar file: {error}") from error
     return entries, classes

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from torch.nn.utils import fuse_conv_bn_eval
 
 from vision.classifier import forward_batch_size
+from vision.errors import ExpectedError
 from vision.models import Network
 from vision.preprocessing import Preprocessing
 
@@ -120,13 +121,15 @@ def cached_features(
     folders: Sequence[Path],
     say: Callable[[str], None] = say_at_once,
     dtype: torch.dtype = torch.float32,
+    must_keep: bool = False,
 ) -> torch.Tensor:
     """Return float32 features (views, N, feature_dim) of the pictures behind `data_hash`.
 
     Views that one of the `folders` holds are read, where they were computed in float32 or `dtype`;
     only the others are computed, in `dtype`, from the uint8 pictures (N, C, H, W) that
-    `load_images` returns, and kept in the first folder that can be written. Where left and right
-    matter only one view makes sense: the second is mirrored.
+    `load_images` returns, and kept in the first folder that can be written; where none can,
+    `must_keep` raises ExpectedError. Where left and right matter only one view makes sense: the
+    second is mirrored.
     """
     dtypes = (torch.float32, dtype)
     keys = _cache_keys(network, preprocessing, data_hash, range(views), dtypes)
@@ -136,7 +139,11 @@ def cached_features(
         images, start = load_images(), time.perf_counter()
         for view in missing:
             found[view] = backbone_features(network, preprocessing, images, view, say, dtype)
-            _write(found[view], keys[view][-1], folders, say)
+            reasons = _write(found[view], keys[view][-1], folders)
+            if reasons and must_keep:
+                raise ExpectedError(f"the features cannot be written: {reasons}")
+            if reasons:
+                say(f"the features cannot be kept ({reasons}): the next run computes them again")
         seconds = time.perf_counter() - start
         speed = len(missing) * len(images) / seconds
         say(
@@ -204,9 +211,8 @@ def _read(
     return None
 
 
-def _write(
-    features: torch.Tensor, key: str, folders: Sequence[Path], say: Callable[[str], None]
-) -> None:
+def _write(features: torch.Tensor, key: str, folders: Sequence[Path]) -> str:
+    """Write them into the first folder that takes them; return why none did, or nothing."""
     metadata = {"sha256": hashlib.sha256(_bytes(features)).hexdigest()}
     reasons = []
     for folder in map(Path, folders):
@@ -216,11 +222,10 @@ def _write(
             folder.mkdir(parents=True, exist_ok=True)
             save_file({"features": features}, partial, metadata)
             partial.replace(folder / f"{key}.safetensors")
-            return
+            return ""
         except (OSError, SafetensorError) as error:
             reasons.append(f"{folder}: {error}")
         finally:
             with contextlib.suppress(OSError):
                 partial.unlink()
-    if reasons:
-        say(f"the features cannot be kept ({'; '.join(reasons)}): the next run computes them again")
+    return "; ".join(reasons)

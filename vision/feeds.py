@@ -6,6 +6,7 @@ pictures, changed in the same way.
 """
 
 import math
+import signal
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -44,7 +45,7 @@ class PictureFeed(Dataset):
     ):
         self.split, self.preprocessing = split, preprocessing
         self.augment, self.mixup = augment, mixup
-        self.labels = split.labels
+        self.labels, self.class_count = split.labels, len(split.class_names)
         self.share_draws = preprocessing.image_size <= LARGEST_SHARED_DRAW
         self.eval_batch = forward_batch_size(split.images)
 
@@ -90,15 +91,15 @@ class FeatureFeed(Dataset):
 
     eval_batch = 4096
 
-    def __init__(self, features: torch.Tensor, labels: torch.Tensor):
-        self.features, self.labels = features, labels
+    def __init__(self, features: torch.Tensor, labels: torch.Tensor, class_count: int):
+        self.features, self.labels, self.class_count = features, labels, class_count
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def subset(self, numbers: torch.Tensor) -> "FeatureFeed":
         """Return a feed of these pictures alone."""
-        return FeatureFeed(self.features[:, numbers], self.labels[numbers])
+        return FeatureFeed(self.features[:, numbers], self.labels[numbers], self.class_count)
 
     def __getitems__(self, chunks: Sequence[Chunk]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return features (N, F) of a view drawn for each picture, and labels (N)."""
@@ -123,8 +124,8 @@ Feed = PictureFeed | FeatureFeed
 
 
 def steps_of(count: int, batch_size: int) -> int:
-    """Return the number of steps of an epoch."""
-    return math.ceil(count / batch_size)
+    """Return the number of steps of an epoch; each is of at least two pictures, where there are."""
+    return min(math.ceil(count / batch_size), max(1, count // 2))
 
 
 def plan(
@@ -177,6 +178,7 @@ def load(
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
         prefetch_factor=4 if workers else None,
+        worker_init_fn=_leave_stopping_to_the_main_process,
     )
     for chunks, (X, y) in zip(mine, loader, strict=True):
         yield torch.cat([numbers for _, numbers in chunks]), X, y
@@ -184,3 +186,9 @@ def load(
 
 def _as_it_is(batch):
     return batch
+
+
+def _leave_stopping_to_the_main_process(worker: int) -> None:
+    # A job is stopped by a signal to all of its processes; without its workers the main process
+    # could not finish its step and save the model.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -100,20 +100,26 @@ def _confidence(calibration: Mapping[str, Any]) -> str:
 
 def _abstention(abstention: Mapping[str, Any]) -> str:
     threshold = abstention["threshold"]
-    if not threshold:
+    chosen = abstention["validation"]
+    if not threshold and not chosen:
         return "The model answers every time: no threshold of confidence was set."
     if not abstention["answered"]:
         return f"No picture reaches the confidence of {threshold:.2f} that an answer takes."
-    low, high = abstention["precision_interval_95"]
-    chosen = abstention["validation"]
+    low, high = map(percent, abstention["precision_interval_95"])
     wanted = f"; {percent(chosen['wanted_precision'])} was wanted" if chosen else ""
     if chosen and chosen["precision"] < chosen["wanted_precision"]:
         wanted += ", which no threshold reached on the validation pictures"
     covered, precision = percent(abstention["coverage"]), percent(abstention["precision"])
+    if not threshold and chosen["precision"] >= chosen["wanted_precision"]:
+        return (
+            "The model answers every time: on the validation pictures all answers together were "
+            f"right as often as wanted. Here {precision} of them are (95% interval {low} to "
+            f"{high}{wanted})."
+        )
     return (
         f"With a confidence of at least {threshold:.2f} the model answers {covered} of the "
-        f"pictures, and {precision} of these answers are right (95% interval {percent(low)} to "
-        f"{percent(high)}{wanted})."
+        f"pictures, and {precision} of these answers are right (95% interval {low} to {high}"
+        f"{wanted})."
     )
 
 

@@ -39,6 +39,7 @@ from vision.training import choose_device
 class Setup:
     """What a training begins with; `module` is the part of the classifier that is trained.
 
+    `data_hash` is that of the training pictures, `valid_hash` that of the validation pictures.
     `targets` (classes, classes) is what `ordinal_targets` returns, or None without --ordinal.
     """
 
@@ -47,7 +48,13 @@ class Setup:
     train: Feed
     valid: Feed
     data_hash: str
+    valid_hash: str
     targets: torch.Tensor | None
+
+    @property
+    def pictures_hash(self) -> str:
+        """Stands for what a training learns from and for what it chooses its best epoch by."""
+        return f"{self.data_hash}-{self.valid_hash}"
 
 
 def prepare(args: argparse.Namespace, group: Group | None = None) -> Setup:
@@ -79,6 +86,13 @@ def prepare(args: argparse.Namespace, group: Group | None = None) -> Setup:
         device, dtype = choose_device(args.precision, group.local_rank)
         network.to(device)
         classifier = Classifier(args.model, network, preprocessing, class_names)
+        idle = [f"--augment {name}" for name in augment if name != "flip"]
+        idle += ["--mixup"] if args.mixup else []
+        if idle:
+            group.say(
+                f"{', '.join(idle)}: without effect on features that are computed once; "
+                "--cache-features false computes them anew at every step"
+            )
         # The second view is the mirror image.
         views = args.views if "flip" in augment else 1
         entries = (train_entries, valid_entries)
@@ -96,6 +110,7 @@ def prepare(args: argparse.Namespace, group: Group | None = None) -> Setup:
         PictureFeed(train, preprocessing, transform, args.mixup),
         PictureFeed(valid, preprocessing),
         train.data_hash,
+        valid.data_hash,
         targets,
     )
 
@@ -180,11 +195,11 @@ def _frozen(
             reader.say,
             dtype,
         )
-        return FeatureFeed(features, labels), data_hash
+        return FeatureFeed(features, labels, len(reader.class_names)), data_hash
 
     train, data_hash = feed(entries[0], args.train, train_views, dtype, "training")
-    valid, _ = feed(entries[1], args.valid, 1, torch.float32, "validation")
-    return Setup(classifier, classifier.model.head, train, valid, data_hash, targets)
+    valid, valid_hash = feed(entries[1], args.valid, 1, torch.float32, "validation")
+    return Setup(classifier, classifier.model.head, train, valid, data_hash, valid_hash, targets)
 
 
 @dataclass

@@ -141,7 +141,7 @@ class Trainer:
         self.optimizer = _optimizer(args, self.module)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         self.loss = nn.CrossEntropyLoss(
-            _class_weights(train.labels, self.device) if args.balance == "weights" else None,
+            _class_weights(train).to(self.device) if args.balance == "weights" else None,
             label_smoothing=args.label_smoothing,
             reduction="none",
         )
@@ -169,16 +169,16 @@ class Trainer:
             f"{torch.get_num_threads()} threads, {self.workers} loader workers)"
         )
 
-    def fit(self, on_epoch: Callable[[dict[str, str]], None], data_hash: str) -> Best:
+    def fit(self, on_epoch: Callable[[dict[str, str]], None], pictures_hash: str) -> Best:
         """Train and leave the module with the weights of its best epoch.
 
         Prints one metric line an epoch and hands its values, as printed, to `on_epoch`, also
         those of the epochs before a checkpoint. Stopped before the first epoch ended, the module
-        keeps its current weights and `metrics` is empty.
+        has the weights of that moment (with --ema, their average) and `metrics` is empty.
         """
         self.group.say(self)
         if self.args.checkpoint_dir:
-            self._resume(data_hash)
+            self._resume(pictures_hash)
         for row in self.rows:
             on_epoch(row)
         while not self._finished():
@@ -190,15 +190,19 @@ class Trainer:
             on_epoch(row)
             self.rows.append(row)
             self.best.update(metrics, self._answering())
+            if self.out_of_time:
+                break
             self._next_epoch()
             self._checkpoint()
         if self.args.patience and self.best.epochs_since >= self.args.patience:
             self.group.say(
                 f"no better validation accuracy in {self.args.patience} epochs: stopping"
             )
+        answering = self._answering()
         if self.best.metrics:
-            self.module.load_state_dict(self.best.weights)
+            answering.load_state_dict(self.best.weights)
             self.group.say(self.best)
+        self.module.load_state_dict(answering.state_dict())
         return self.best
 
     def valid_logits(self) -> torch.Tensor:
@@ -217,7 +221,7 @@ class Trainer:
     def _finished(self) -> bool:
         impatient = self.args.patience and self.best.epochs_since >= self.args.patience
         stopped = self.group.any(bool(self.stop))[0]
-        return self.epoch > self.args.epochs or impatient or self.out_of_time or stopped
+        return self.epoch > self.args.epochs or impatient or stopped
 
     def _next_epoch(self) -> None:
         self.epoch, self.steps_done = self.epoch + 1, 0
@@ -228,8 +232,11 @@ class Trainer:
         """Train through what is left of an epoch and validate; None where stopped."""
         start = time.perf_counter()
         seconds_before = self.epoch_seconds
-        if not self._train_steps(start, seconds_before):
+        may_validate = self._train_steps(start, seconds_before)
+        if self.out_of_time or not may_validate:
+            # In the middle of the epoch: with more time the same training goes on there.
             self._checkpoint()
+        if not may_validate:
             return None
         totals = self.totals.over(self.group)
         seen = int(totals.seen.sum())
@@ -405,10 +412,16 @@ class Trainer:
             "scaler": self.scaler.state_dict(),
         }
 
-    def _resume(self, data_hash: str) -> None:
-        """Go on from the latest checkpoint of this very run, if there is one."""
+    def _resume(self, pictures_hash: str) -> None:
+        """Go on from the latest checkpoint of this very run, if there is one.
+
+        `pictures_hash` stands for the pictures of both splits, the shapes of the weights for the
+        architecture as the code has it now.
+        """
         run = {k: v for k, v in vars(self.args).items() if k not in NOT_OF_THE_RUN}
-        text = json.dumps([run, data_hash, len(self.train), len(self.valid)], sort_keys=True)
+        shapes = {key: list(value.shape) for key, value in self.module.state_dict().items()}
+        facts = [run, pictures_hash, len(self.train), len(self.valid), shapes]
+        text = json.dumps(facts, sort_keys=True)
         fingerprint = hashlib.sha256(text.encode()).hexdigest()
         self.checkpoints = Checkpoints(self.args.checkpoint_dir, fingerprint, self.group.say)
         state = self.checkpoints.load()
@@ -445,11 +458,11 @@ class Trainer:
         self.seconds_before, self.rows = facts["seconds"], facts["rows"]
 
 
-def _class_weights(labels: torch.Tensor, device: torch.device) -> torch.Tensor:
+def _class_weights(feed: Feed) -> torch.Tensor:
     """Return a weight for each class; their mean over these pictures is one, so that --lr keeps
-    its meaning."""
-    counts = torch.bincount(labels).to(device)
-    return len(labels) / (len(counts) * counts)
+    its meaning. The few pictures of a dry run may be of some classes only."""
+    counts = torch.bincount(feed.labels, minlength=feed.class_count)
+    return len(feed) / (counts.count_nonzero() * counts.clamp(min=1))
 
 
 def _optimizer(args: argparse.Namespace, module: nn.Module) -> torch.optim.Optimizer:

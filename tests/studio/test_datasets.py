@@ -7,6 +7,7 @@ import io
 import os
 import re
 import shutil
+import sys
 import tarfile
 import threading
 import time
@@ -691,6 +692,49 @@ def test_broken_pictures_are_left_out_and_listed(tmp_path, capsys):
         ',b/phone.heic,b,"this is not a readable JPEG, PNG or WebP picture"',
         ',b/text.png,b,"this is not a readable JPEG, PNG or WebP picture"',
     ]
+
+
+def test_files_that_cannot_be_read_are_left_out_and_listed(tmp_path):
+    photos = class_folders(tmp_path / "photos", {"a": 20, "b": 20})
+    (photos / "a" / "moved.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    (photos / "b" / "folder.jpg").mkdir()
+    dataset = prepare(photos, root=tmp_path / "root")
+    assert dataset.report.read_text().splitlines()[1:] == [
+        ",a/moved.jpg,a,the file cannot be read: No such file or directory",
+        ",b/folder.jpg,b,the file cannot be read: Is a directory",
+    ]
+
+
+def test_two_names_that_become_one_stay_two_pictures(tmp_path):
+    photos = class_folders(tmp_path / "photos", {"a": 20, "b": 20})
+    for place, name in enumerate(("twin.bmp", "twin.bmp.png")):
+        picture = Image.fromarray(np.random.default_rng(place).integers(0, 256, (80, 80), np.uint8))
+        picture.save(photos / "a" / name)
+    assert prepare(photos, root=tmp_path / "root").counts().loc["a"].sum() == 22
+
+
+@pytest.mark.parametrize("short_side", [None, 40])
+def test_a_phones_jpeg_of_two_pictures_is_the_first(tmp_path, short_side):
+    photos = class_folders(tmp_path / "photos", {"a": 20, "b": 20})
+    first, second = Image.new("RGB", (90, 60), "red"), Image.new("RGB", (90, 60), "blue")
+    first.save(photos / "a" / "depth.jfif", "MPO", save_all=True, append_images=[second])
+    with Image.open(photos / "a" / "depth.jfif") as written:
+        assert written.format == "MPO"
+    dataset = prepare(photos, root=tmp_path / "root", short_side=short_side)
+    assert dataset.left_out == 0
+    assert dataset.counts().loc["a"].sum() == 21
+    (path,) = dataset.folder.rglob("depth*")
+    with Image.open(path) as picture:
+        assert path.suffix == ".jpeg"
+        assert picture.getpixel((5, 5))[0] > 200
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="its file systems know such names not at all")
+def test_a_name_that_is_not_utf_8_is_refused(tmp_path):
+    photos = class_folders(tmp_path / "photos", {"a": 20, "b": 20})
+    os.rename(photos / "a" / "000.png", os.fsencode(photos / "a") + b"/caf\xe9.png")
+    with pytest.raises(DataError, match="is not UTF-8: rename it"):
+        prepare(photos, root=tmp_path / "root")
 
 
 @pytest.mark.parametrize(

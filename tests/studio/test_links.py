@@ -1,6 +1,7 @@
 """Lists of links and keys: what is read of them, and fetching from servers that misbehave."""
 
 import csv
+import io
 import json
 import threading
 import time
@@ -12,6 +13,7 @@ import pytest
 from botocore import UNSIGNED
 from botocore.config import Config
 from moto.server import ThreadedMotoServer
+from PIL import Image
 from samples import encode, huge_png, noise
 
 from studio import links
@@ -163,6 +165,19 @@ def test_links_become_class_folders(site, tmp_path, capsys):
     assert "50 %" in out
     assert prepare(path, root=tmp_path / "root", shares=(0.5, 0.5)) == dataset
     assert set(site.asked.values()) == {1}
+
+
+def test_photos_larger_than_training_takes_are_fetched_to_be_scaled_down(
+    site, tmp_path, monkeypatch
+):
+    large = io.BytesIO()
+    Image.new("RGB", (8000, 6000), "red").save(large, "JPEG")
+    answer = large.getvalue()
+    monkeypatch.setattr(Site, "_large", lambda self, *_: self._answer(answer), raising=False)
+    path = write_csv(tmp_path / "pets.csv", [*good(site), (f"{site.at}/large/1", "cat")])
+    assert prepare(path, root=tmp_path / "small", short_side=512).left_out == 0
+    (row,) = report(prepare(path, root=tmp_path / "small"))
+    assert row["problem"].startswith("the picture claims more than 25 million pixels")
 
 
 SILENT = "the server is silent, 4 times"

@@ -34,6 +34,15 @@ def test_each_change_shows_in_the_measure_that_is_meant_for_it():
     assert covered["sharpness"] < plain["sharpness"]
 
 
+def test_a_photo_is_changed_as_it_is_seen_not_as_the_camera_was_held():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # Its left side is up.
+    buffer = io.BytesIO()
+    Image.new("RGB", (60, 40), "red").save(buffer, "JPEG", exif=exif)
+    with Image.open(io.BytesIO(monitoring.changed(buffer.getvalue(), monitoring.covered))) as seen:
+        assert seen.size == (40, 60)
+
+
 def record(number, picture, answer, encoding="JSON"):
     text = json.dumps(answer)
     data = text if encoding == "JSON" else base64.b64encode(text.encode()).decode()

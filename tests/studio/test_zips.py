@@ -4,6 +4,7 @@ import contextlib
 import io
 import stat
 import threading
+import warnings
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -86,6 +87,38 @@ def test_a_download_that_breaks_off_goes_on(ranges, tmp_path):
     assert path.read_bytes() == content
     assert seen == [None, "bytes=1000-"]
     assert [each.name for each in tmp_path.iterdir()] == ["dogImages.zip"]
+
+
+def test_two_addresses_whose_files_have_one_name_are_two_data_sets(tmp_path):
+    others = {name.replace("Shih tzu", "Pug"): content for name, content in dogs().items()}
+    with server(zip_of(dogs())) as (url, _), server(zip_of(others)) as (other_url, _):
+        assert prepare(url, root=tmp_path).class_names == ("001.Affenpinscher", "Shih tzu")
+        assert prepare(other_url, root=tmp_path).class_names == ("001.Affenpinscher", "Pug")
+
+
+def test_an_archive_packed_anew_is_unpacked_anew(tmp_path):
+    """With a picture in another class it may be of the same size to the byte."""
+    pictures = [encode(noise(seed=i)) for i in range(2 * FILES)]
+    sizes = []
+    for cats in (FILES, FILES - 1):
+        names = [f"{'cat' if i < cats else 'cow'}/{i:02}.png" for i in range(2 * FILES)]
+        (tmp_path / "pets.zip").write_bytes(zip_of(dict(zip(names, pictures))))
+        sizes.append((tmp_path / "pets.zip").stat().st_size)
+        dataset = prepare(tmp_path / "pets.zip", root=tmp_path)
+        assert dataset.counts().sum(axis=1)["cat"] == cats
+    assert sizes[0] == sizes[1]
+
+
+@pytest.mark.parametrize("names", [("d/a/1.png", "d/a/1.png"), ("d/a.png", "d/a.png/1.png")])
+def test_names_that_cannot_stand_side_by_side_are_told(names, tmp_path):
+    archive = tmp_path / "dogs.zip"
+    with warnings.catch_warnings(), zipfile.ZipFile(archive, "w") as opened:
+        warnings.simplefilter("ignore")  # Of a name that is there twice.
+        for name in names:
+            opened.writestr(name, b"x")
+    with pytest.raises(DataError, match=r"“dogs.zip” cannot be unpacked here \(.*exists|directory"):
+        zips.unzip(archive, tmp_path / "dogs")
+    assert [path.name for path in tmp_path.iterdir()] == ["dogs.zip"]
 
 
 def test_what_came_is_kept_for_the_next_call(tmp_path, monkeypatch):

@@ -1,4 +1,5 @@
 import os
+import sys
 import tarfile
 
 import numpy as np
@@ -165,9 +166,23 @@ def test_a_damaged_tar_is_told(tmp_path, folder):
     path.write_bytes(whole[: last.offset + 10])
     with pytest.raises(ExpectedError, match=r"a\.tar"):
         load(path.parent)
+    # Cut before or within the header of the last picture, and with a damaged one: tarfile itself
+    # takes each for the end.
+    header = last.offset - tarfile.BLOCKSIZE
+    for cut in (whole[:header], whole[: header + 100], whole[:header] + b"x" * 10240):
+        path.write_bytes(cut)
+        with pytest.raises(ExpectedError, match=r"a\.tar is not a complete, uncompressed tar"):
+            list_split(path.parent)
     path.write_bytes(b"\x1f\x8b" + b"\0" * 2000)
     with pytest.raises(ExpectedError, match="not a complete, uncompressed tar"):
         list_split(path.parent)
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="its file systems know such names not at all")
+def test_a_name_that_is_not_utf_8_is_told(folder):
+    os.rename(folder / "lying" / "000.png", os.fsencode(folder / "lying") + b"/caf\xe9.png")
+    with pytest.raises(ExpectedError, match=r"'lying/caf\\udce9\.png' in .* is not UTF-8: rename"):
+        list_split(folder)
 
 
 def test_more_pictures_than_memory_are_refused_before_any_is_read(folder, monkeypatch):

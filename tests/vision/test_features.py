@@ -3,6 +3,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from vision.errors import ExpectedError
 from vision.features import backbone_features, cached_features, folded, view_pictures
 from vision.models import build_model
 from vision.preprocessing import Preprocessing
@@ -35,12 +36,12 @@ class Cache:
         self.loads += 1
         return self.images
 
-    def __call__(self, views, *folders, dtype=torch.float32):
+    def __call__(self, views, *folders, dtype=torch.float32, must_keep=False):
         self.said.clear()
         self.loads = 0
         return cached_features(
             *(self.network, self.preprocessing, self.data_hash, self.load_images),
-            *(views, folders, self.said.append, dtype),
+            *(views, folders, self.said.append, dtype, must_keep),
         )
 
 
@@ -217,6 +218,12 @@ def test_a_place_that_cannot_be_written_is_passed_over_and_told_if_it_is_the_las
     features = cache(2, tmp_path / "file" / "a")
     assert features.shape == (2, 9, 256)
     assert any("cannot be kept" in line for line in cache.said)
+
+
+def test_where_the_features_are_all_that_is_wanted_it_is_an_error(cache, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(ExpectedError, match="the features cannot be written"):
+        cache(1, tmp_path / "file" / "a", must_keep=True)
 
 
 def test_a_run_that_ends_while_it_writes_leaves_no_half_file(cache, tmp_path, monkeypatch):

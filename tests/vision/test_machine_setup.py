@@ -42,6 +42,16 @@ def test_with_the_cache_they_go_through_it_once(stripes, tmp_path):
     assert setup.module is setup.classifier.model.head
 
 
+def test_what_does_nothing_to_features_is_said(stripes, tmp_path, capsys):
+    prepare(arguments(stripes, "--features", tmp_path))
+    assert "without effect" not in capsys.readouterr().out
+    words = ("--features", tmp_path, "--augment", "flip,color", "--mixup", 0.2)
+    prepare(arguments(stripes, *words))
+    told = capsys.readouterr().out
+    assert "--augment color, --mixup: without effect on features that are computed once" in told
+    assert "--augment flip" not in told
+
+
 def test_only_the_pictures_that_are_learnt_from_go_through_it_in_bfloat16(stripes, tmp_path):
     exact, near = (
         prepare(arguments(stripes, "--features", tmp_path / name, "--precision", name))

@@ -1,4 +1,5 @@
 import argparse
+import math
 import random
 
 import pytest
@@ -186,8 +187,54 @@ def test_a_time_budget_ends_in_validated_weights():
     best = fit(trainer, rows)
     assert len(rows) == 1
     assert best.metrics["epoch"] == 1
-    assert trainer.steps_done == 0
-    assert trainer.epoch == 2
+    assert trainer.steps_done == 1
+
+
+def test_with_more_time_a_training_goes_on_where_its_budget_ended(tmp_path):
+    """In the middle of an epoch: no step is left out, none is taken twice."""
+    split, kept = random_split(), {"batch_size": 2, "epochs": 3}
+    unbroken = trainer_of(split, arguments(**kept))
+    fit(unbroken)
+    kept |= {"checkpoint_dir": tmp_path}
+    for budget in (1e-9, 1e-9, None):
+        rows = []
+        trainer = trainer_of(split, arguments(**kept, max_seconds=budget))
+        fit(trainer, rows)
+        assert [row["epoch"] for row in rows] == (["1"] if budget else ["1", "2", "3"])
+    assert rows == [{**row, **seconds_of(rows[i])} for i, row in enumerate(unbroken.rows)]
+    assert torch.equal(trainer.module[1].weight, unbroken.module[1].weight)
+
+
+def seconds_of(row):
+    return {key: row[key] for key in ("seconds", "data_seconds")}
+
+
+def test_the_answers_are_those_of_the_best_average(monkeypatch):
+    """With an average of the weights, what is measured afterwards is what is saved."""
+    split, script = random_split(), iter([0.3, 0.9, 0.5])
+    trainer = trainer_of(split, arguments(epochs=3, ema=0.5, lr=0.5))
+    answered = []
+
+    def evaluate(logits, labels):
+        answered.append(logits)
+        return {"valid_loss": 1.0, "valid_accuracy": next(script)}
+
+    monkeypatch.setattr(training, "evaluate", evaluate)
+    assert fit(trainer).metrics["epoch"] == 2
+    assert torch.equal(trainer.valid_logits(), answered[1])
+    assert torch.equal(logits_of(trainer.module, trainer.valid, CPU, Group()), answered[1])
+    assert not torch.equal(answered[1], answered[2])
+
+
+@pytest.mark.parametrize("changed", ["pictures", "architecture"])
+def test_a_checkpoint_of_other_pictures_or_another_network_is_not_used(tmp_path, changed, capsys):
+    args = arguments(checkpoint_dir=tmp_path)
+    fit(trainer_of(random_split(), args))
+    module = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.Linear(8, 3))
+    trainer = trainer_of(random_split(), args, module if changed == "architecture" else None)
+    trainer.fit(lambda row: None, "another hash" if changed == "pictures" else "hash")
+    assert "is a checkpoint of another run or other data: not used" in capsys.readouterr().out
+    assert len(trainer.rows) == 1
 
 
 def test_a_diverging_loss_is_told():
@@ -205,6 +252,14 @@ def test_clipping_bounds_the_change_of_a_step():
         change = nn.utils.parameters_to_vector(trainer.module.parameters()) - before
         # One step of Nesterov's momentum: the gradient and nine tenths of it.
         assert (change.norm().item() <= 1.9e-3 * 1.001) == bounded
+
+
+def test_class_weights_count_only_the_classes_that_are_there():
+    """As in a dry run, whose few pictures may be of a part of the classes."""
+    split = as_split(random_split(20).images, [0] * 15 + [2] * 5)
+    trainer = trainer_of(split, arguments(balance="weights"))
+    assert trainer.loss.weight.tolist() == pytest.approx([20 / 30, 10, 20 / 10])
+    assert math.isfinite(fit(trainer).metrics["train_loss"])
 
 
 def test_class_weights_give_every_class_the_same_say():
