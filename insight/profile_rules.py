@@ -397,8 +397,8 @@ def StepOutlier(profile: Profile, *, stddev=5, mode=None, n_outliers=10) -> Find
         for row in outliers.sort_values("seconds", ascending=False).itertuples():
             part = max((*PARTS, "rest"), key=_excess(row, usual))
             said = (
-                f"Step {row.step} of process {rank} took {1000 * row.seconds:.0f} ms, usual are "
-                f"{1000 * usual['seconds']:.0f}; most of the difference is in {part}."
+                f"Step {row.step} of process {rank} took {1000 * row.seconds:.0f} ms instead of "
+                f"the usual {1000 * usual['seconds']:.0f}; most of the difference is in {part}."
             )
             evidence.append(Evidence(part, int(row.step), float(row.seconds), said))
     total = steps["seconds"].sum()

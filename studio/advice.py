@@ -193,13 +193,14 @@ def about_test(evaluation, margin=0.02):
 
 
 def about_weakest(evaluation, counts):
-    """The class that is found least often, in a sentence."""
+    """The class that is recognised worst, by its F1, in a sentence."""
     classes = evaluation.classes()
-    name = classes["recall"].idxmin()
+    name = classes["f1"].idxmin()
+    weakest = classes.loc[name]
     return (
-        f"Of {classes.loc[name, 'support']} test pictures of “{name}” "
-        f"{classes.loc[name, 'recall']:.0%} are found; it had {counts.loc[name, 'train']} to learn "
-        "from."
+        f"“{name}”: of its {weakest['support']:.0f} test pictures {weakest['recall']:.0%} are "
+        f"found, and {weakest['precision']:.0%} of the answers that name it are right; it had "
+        f"{counts.loc[name, 'train']} to learn from."
     )
 
 

@@ -43,8 +43,11 @@ def sentence(curve):
     means = summary(curve)["mean"]
     most, reached = means.index[-1], means.iloc[-1]
     half = means.index[np.abs(means.index - most / 2).argmin()]
-    fewer = [f"{n:,} of them {means[n]:.1%}" for n in sorted({half, means.index[0]} - {most})]
-    said = [f"All {most:,} training pictures reach **{reached:.1%}** of the validation pictures"]
+    fewer = [f"on {n:,} of them {means[n]:.1%}" for n in sorted({half, means.index[0]} - {most})]
+    said = [
+        f"Trained on all {most:,} pictures, the network gets **{reached:.1%}** of the validation "
+        "pictures right"
+    ]
     said = f"{', '.join([*said, *fewer[::-1]])}. "
     if reached == 1:
         return f"{said}No error is left that more pictures could mend."

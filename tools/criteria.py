@@ -244,7 +244,7 @@ GROUPS = {
             note="[All nine, proved both ways](profiler_rules.md).",
         ),
         Row(
-            "Is there some anomalous behaviour, and how would you fix it?",
+            "Does anything look wrong, and what would mend it?",
             cells=(f"{COURSE}::Markdown(findings.anomalies())",),
             code=("studio/insight.py::Findings.anomalies", "studio/insight.py::_anomaly"),
             tests=(

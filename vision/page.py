@@ -55,12 +55,20 @@ def summary(report: Mapping[str, Any]) -> list[str]:
         )
     suspects = report["label_suspects"]["count"]
     if suspects:
-        sentences.append(
-            f"The labels of {suspects:,} pictures ({percent(suspects / report['n'])}) are suspect: "
-            "the answers contradict them more strongly than mistakes alone would. These are "
-            "suspects, not proofs."
-        )
+        sentences.append(_suspects(suspects, percent(suspects / report["n"])))
     return sentences
+
+
+def _suspects(count: int, share: str) -> str:
+    if count == 1:
+        return (
+            f"The label of 1 picture ({share}) is suspect: the answer contradicts it more strongly "
+            "than a mistake alone would. It is a suspect, not a proof."
+        )
+    return (
+        f"The labels of {count:,} pictures ({share}) are suspect: the answers contradict them more "
+        "strongly than mistakes alone would. These are suspects, not proofs."
+    )
 
 
 def verdict(name: str, baseline: Mapping[str, Any]) -> str:

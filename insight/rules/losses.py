@@ -195,7 +195,7 @@ class Overfit(_Evaluations):
     }
     QUIET = (
         "From step {start_step} on, the validation loss did not stay above the training loss by "
-        "{ratio_threshold:g} times that and {ratio_threshold:g} times the loss of knowing nothing."
+        "both {ratio_threshold:g} times that loss and {ratio_threshold:g} times that of guessing."
     )
     MEANING = (
         "The network knows the training pictures by heart, beyond what holds for others: more "

@@ -208,7 +208,7 @@ class WeightUpdateRatio(DebuggerRule):
             if self._persists(name, small) or ratio > self.parameters["large_threshold"]:
                 held = True
                 a, b = map(self.tensors.phase_step, (before, step))
-                said = f"From step {a} to {b}, {name} changed by {ratio:.3g} of its size."
+                said = f"From step {a} to {b}, {name} changed by {ratio:.3g} times its size."
                 self._note(name, step, ratio, said)
         self.checked += compared
         return held

@@ -115,8 +115,10 @@ def test_one_picture_more_or_less_is_chance():
 
 class Report(dict):
     def classes(self):
-        rows = {"cat": (0.9, 20), "dog": (0.5, 4)}
-        return pd.DataFrame(rows, index=["recall", "support"]).T.astype({"support": int})
+        rows = {"cat": (0.7, 0.4, 0.5, 20), "dog": (0.5, 1.0, 0.67, 4)}
+        return pd.DataFrame(rows, index=["recall", "precision", "f1", "support"]).T.astype(
+            {"support": int}
+        )
 
 
 def test_the_size_of_the_test_is_judged():
@@ -127,7 +129,10 @@ def test_the_size_of_the_test_is_judged():
 
 def test_the_weakest_class_is_named():
     said = advice.about_weakest(Report(), counts(cat=(70, 15, 20), dog=(7, 1, 4)))
-    assert said == "Of 4 test pictures of “dog” 50% are found; it had 7 to learn from."
+    assert said == (
+        "“cat”: of its 20 test pictures 70% are found, and 40% of the answers that name it are "
+        "right; it had 70 to learn from."
+    )
 
 
 def test_the_table_has_a_remedy_for_each_question():

@@ -47,7 +47,7 @@ def test_the_sentence_follows_from_the_curve(error, words):
     text = learning.sentence(curve)
     assert words in text
     assert f"**{1 - error(400):.1%}**" in text
-    assert f"200 of them {1 - error(200):.1%}" in text
+    assert f"on 200 of them {1 - error(200):.1%}" in text
     gain = 100 * (error(400) - error(800))
     assert f"bring {gain:.1f} points more" in text
 
@@ -55,6 +55,7 @@ def test_the_sentence_follows_from_the_curve(error, words):
 def test_where_no_error_is_left_nothing_is_foretold():
     text = learning.sentence(curve_of(lambda n: 0.0, sizes=(50, 400)))
     assert text == (
-        "All 400 training pictures reach **100.0%** of the validation pictures, 50 of them 100.0%. "
+        "Trained on all 400 pictures, the network gets **100.0%** of the validation pictures "
+        "right, on 50 of them 100.0%. "
         "No error is left that more pictures could mend."
     )
