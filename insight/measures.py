@@ -215,7 +215,7 @@ def time_by_epoch(
 
     An epoch lasts from its first step to the first of the next one, from `started` to `finished`
     in Unix seconds. What no part accounts for is "initialization" before the first step and
-    "rest" after it.
+    "rest" after it; what the parts have beyond it, on a GPU, is taken off the waits of the host.
     """
     starts = steps.groupby("epoch")["start"].min()
     numbers, limits = [0, *starts.index], np.array([started, *starts, finished])
@@ -226,6 +226,12 @@ def time_by_epoch(
         those = phases["name"] == name
         seconds = np.bincount(place[those], phases["seconds"][those], minlength=len(numbers))
         table[shown] = seconds.astype(float)
+    # A GPU computes on while the host waits for data or validates: such a wait costs no time.
+    over = np.maximum(0.0, table.sum(axis=1) - np.diff(limits))
+    for part in (STEP_PARTS["data"], PHASES["validation"]):
+        hidden = np.minimum(over, table[part])
+        table[part] -= hidden
+        over -= hidden
     table["rest"] = np.maximum(0.0, np.diff(limits) - table.sum(axis=1))
     table.loc[0, "initialization"] += table.loc[0, "rest"]
     table.loc[0, "rest"] = 0.0

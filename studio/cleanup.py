@@ -3,6 +3,7 @@
 import time
 
 import pandas as pd
+from botocore.exceptions import ClientError
 
 from studio.jobs import FINAL, keys_below, poll
 
@@ -19,24 +20,22 @@ HOSTING = (
     ),
     ("model", "list_models", "Models", "ModelName", "delete_model"),
 )
+# A tuning job comes before training jobs, because it starts them.
 JOBS = (
-    ("training job", "list_training_jobs", "TrainingJobSummaries", "TrainingJobStatus"),
-    (
-        "tuning job",
-        "list_hyper_parameter_tuning_jobs",
-        "HyperParameterTuningJobSummaries",
-        "HyperParameterTuningJobStatus",
-    ),
-    ("processing job", "list_processing_jobs", "ProcessingJobSummaries", "ProcessingJobStatus"),
+    ("tuning job", "hyper_parameter_tuning", "HyperParameterTuningJob"),
+    ("training job", "training", "TrainingJob"),
+    ("processing job", "processing", "ProcessingJob"),
 )
+STOPPING_SECONDS = 300  # A job that is stopped has two minutes to save what it has.
 
 
 def clean_up(cloud):
-    """Delete the endpoints, configurations, models and S3 objects of this run.
+    """Stop the jobs of this run, and delete its endpoints, configurations, models and S3 objects.
 
     The history of jobs stays: it costs nothing and is the record of what was done.
     """
     remove_hosting(cloud)
+    stop_jobs(cloud)
     keys = object_keys(cloud)
     s3 = cloud.client("s3")
     for first in range(0, len(keys), BATCH):
@@ -52,6 +51,29 @@ def remove_hosting(cloud):
         for name in names(client, operation, result, field, cloud.run):
             getattr(client, delete)(**{field: name})
             print(f"deleted the {kind} {name}")
+
+
+def stop_jobs(cloud):
+    """Stop what still runs of this run, and wait until it has ended: it would write new objects."""
+    client = cloud.client("sagemaker")
+    for kind, operation, noun in JOBS:
+        for name in running(cloud, operation, noun):
+            try:
+                getattr(client, f"stop_{operation}_job")(**{f"{noun}Name": name})
+            except ClientError:  # It has just ended, or is being stopped.
+                continue
+            print(f"stopped the {kind} {name}")
+    deadline = time.monotonic() + STOPPING_SECONDS
+    while any(running(cloud, *job[1:]) for job in JOBS) and time.monotonic() < deadline:
+        time.sleep(poll(cloud))
+
+
+def running(cloud, operation, noun):
+    """Names of the jobs of this run, of one kind, that have not ended."""
+    pages = cloud.client("sagemaker").get_paginator(f"list_{operation}_jobs")
+    found = pages.paginate(NameContains=cloud.run)
+    jobs = (job for page in found for job in page[f"{noun}Summaries"])
+    return [job[f"{noun}Name"] for job in jobs if job[f"{noun}Status"] not in FINAL]
 
 
 def leftovers(cloud, timeout=60):
@@ -74,10 +96,8 @@ def count_leftovers(cloud):
         (f"{kind}s", len(names(client, operation, result, field, cloud.run)))
         for kind, operation, result, field, _ in HOSTING
     ]
-    for kind, operation, result, status in JOBS:
-        pages = client.get_paginator(operation).paginate(NameContains=cloud.run)
-        running = [job for page in pages for job in page[result] if job[status] not in FINAL]
-        rows.append((f"{kind}s running", len(running)))
+    for kind, operation, noun in JOBS:
+        rows.append((f"{kind}s running", len(running(cloud, operation, noun))))
     rows.append(("objects in S3", len(object_keys(cloud))))
     return pd.DataFrame(rows, columns=["what", "left"])
 

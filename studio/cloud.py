@@ -216,7 +216,10 @@ def make_bucket(s3, bucket, region):
     # us-east-1 is the one region that must not be named as a location.
     place = {} if region == "us-east-1" else {"LocationConstraint": region}
     options = {"CreateBucketConfiguration": place} if place else {}
-    s3.create_bucket(Bucket=bucket, **options)
+    try:
+        s3.create_bucket(Bucket=bucket, **options)
+    except ClientError as error:
+        raise CloudError(f"The bucket {bucket} cannot be made: {error}") from error
 
 
 def find_role(boto_session, bucket):
@@ -225,13 +228,17 @@ def find_role(boto_session, bucket):
 
     if os.environ.get("SAGEMAKER_ROLE"):
         return os.environ["SAGEMAKER_ROLE"]
+    none = CloudError(
+        "No SageMaker execution role found; set SAGEMAKER_ROLE to the ARN of one that may use "
+        f"the bucket {bucket}."
+    )
     try:
-        return get_execution_role()
+        role = get_execution_role()
     except (ValueError, ClientError) as error:
-        raise CloudError(
-            "No SageMaker execution role found; set SAGEMAKER_ROLE to the ARN of one that may use "
-            f"the bucket {bucket}."
-        ) from error
+        raise none from error
+    if "/aws-reserved/" in role:  # A person's, of the IAM Identity Center; no service may take it.
+        raise none
+    return role
 
 
 def make_role(boto_session, bucket):

@@ -154,7 +154,14 @@ def agree(cloud, what, component, instance_type, max_hours, count=1, spot=False,
     )
     if cloud.is_local or not asks:
         return
-    if input("Type yes to start it: ").strip().lower() != "yes":
+    try:
+        answer = input("Type yes to start it: ")
+    except (EOFError, NotImplementedError) as error:  # Jupyter's error is one of the latter.
+        raise NotAgreed(
+            f"{what} was not started: nobody can be asked here. Run the notebook in JupyterLab, or "
+            "name a BUDGET that covers it."
+        ) from error
+    if answer.strip().lower() != "yes":
         raise NotAgreed(f"{what} was not started.")
 
 

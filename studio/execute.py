@@ -11,6 +11,7 @@ touched.
 import argparse
 import asyncio
 import json
+import math
 import os
 import re
 import signal
@@ -142,8 +143,15 @@ def set_parameters(notebook, parameters):
     for name in parameters:
         if not re.search(rf"^{name}\s*=", known, re.MULTILINE):
             sys.exit(f"execute: the notebook has no parameter {name}.")
-    source = "\n".join(f"{name} = {value!r}" for name, value in parameters.items())
+    source = "\n".join(f"{name} = {literal(value)}" for name, value in parameters.items())
     notebook.cells.insert(index + 1, nbformat.v4.new_code_cell(source))
+
+
+def literal(value):
+    """The value of a parameter as Python: JSON's Infinity and NaN have no literal there."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return f'float("{value}")'
+    return repr(value)
 
 
 class Progress:

@@ -17,6 +17,8 @@ from studio.cloud import ROOT
 from vision.archives import extract
 
 FINAL = ("Completed", "Failed", "Stopped")
+OUT_OF_TIME = ("MaxRuntimeExceeded", "MaxWaitTimeExceeded")  # Of jobs that end as Stopped.
+ON_THE_WAY = ("Creating", "Updating", "SystemUpdating", "RollingBack")  # Of endpoints.
 POLL_LOCAL, POLL_AWS = 0.5, 10  # Seconds between looks.
 # What the scripts of this project print for people; the drivers around them print much more.
 OUR_LINES = re.compile(
@@ -70,7 +72,7 @@ def follow(cloud, name, kind="TrainingJob", show=OUR_LINES):
         show: regular expression of the lines worth showing.
 
     Raises:
-        JobFailed: the job failed; the message is its FailureReason.
+        JobFailed: the job failed, or its time was up; the message is the reason.
     """
     operation, log_group = JOB_KINDS[kind]
     describe = getattr(cloud.client("sagemaker"), operation)
@@ -89,8 +91,10 @@ def follow(cloud, name, kind="TrainingJob", show=OUR_LINES):
         if status in FINAL:
             break
         time.sleep(poll(cloud))
-    if status == "Failed":
-        raise JobFailed(f"{name}: {job.get('FailureReason', 'no reason given')}")
+    # One that was stopped for want of time, of capacity or of patience has no whole result.
+    reason = job.get("FailureReason") or (phase if phase in OUT_OF_TIME else None)
+    if status == "Failed" or reason:
+        raise JobFailed(f"{name}: {reason or 'no reason given'}")
     return job
 
 
@@ -255,16 +259,19 @@ def wait_for_endpoint(cloud, name):
     """Wait until an endpoint is in service; return the seconds it took.
 
     Raises:
-        JobFailed: it did not come into service.
+        JobFailed: it did not come into service, or went back to what it was before an update.
     """
     client = cloud.client("sagemaker")
-    started = time.monotonic()
+    started, rolled_back = time.monotonic(), False
     while True:
         endpoint = client.describe_endpoint(EndpointName=name)
-        if endpoint["EndpointStatus"] == "InService":
+        status = endpoint["EndpointStatus"]
+        rolled_back = rolled_back or status == "RollingBack"
+        if status == "InService" and not rolled_back:
             return time.monotonic() - started
-        if endpoint["EndpointStatus"] == "Failed":
-            raise JobFailed(f"{name}: {endpoint.get('FailureReason', 'no reason given')}")
+        if status not in ON_THE_WAY:
+            state = f"{status} after its update was rolled back" if rolled_back else status
+            raise JobFailed(f"{name}: {endpoint.get('FailureReason') or state}")
         time.sleep(poll(cloud))
 
 

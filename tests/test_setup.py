@@ -212,6 +212,16 @@ def test_an_interrupted_first_run_is_repaired_by_the_next(project, damage):
     assert project.version() == "1.0"
 
 
+def test_an_environment_whose_python_is_gone_is_made_anew(begun):
+    """As after an upgrade of the system's Python, with the requirements as they were."""
+    assert begun.make().returncode == 0
+    begun.python.unlink()
+    begun.python.symlink_to(begun.folder / "gone")
+    done = begun.make()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert begun.version() == "1.0"
+
+
 def test_ctrl_c_ends_with_a_sentence_and_the_next_run_goes_on(begun):
     with socket.create_server(("127.0.0.1", 0)) as silent:  # Takes connections, never answers.
         process = begun.start(index=f"http://127.0.0.1:{silent.getsockname()[1]}")

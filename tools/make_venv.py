@@ -22,7 +22,7 @@ LOG = os.path.join(VENV, "install.log")
 def main():
     with open(REQUIREMENTS, "rb") as file:
         wanted = hashlib.sha256(file.read()).hexdigest()
-    if installed() == wanted:
+    if installed() == wanted and works():
         return
     check_python()
     check_disk()
@@ -40,6 +40,15 @@ def installed():
             return file.read()
     except OSError:
         return None
+
+
+def works():
+    """Whether the Python of .venv is still there and finds what was installed for it."""
+    command = [os.path.join(VENV, "bin", "python"), "-c", "import pip"]
+    try:
+        return subprocess.call(command, stderr=subprocess.DEVNULL) == 0
+    except OSError:
+        return False
 
 
 def check_python():
@@ -63,9 +72,11 @@ def check_disk():
 
 def make_venv():
     print("Making .venv with {} ...".format(sys.executable), flush=True)
-    done = subprocess.run(
-        [sys.executable, "-m", "venv", VENV], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
+    command = [sys.executable, "-m", "venv", VENV]
+    if os.path.isdir(VENV) and not works():
+        # As after an upgrade of the system's Python, whose link an old environment keeps.
+        command.append("--clear")
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     if done.returncode:
         print(done.stdout.decode(errors="replace"), file=sys.stderr)
         stop(

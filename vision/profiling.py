@@ -21,6 +21,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -336,7 +337,7 @@ class _Operators:
         if not steps:
             return {}
         table = self.profile.key_averages(group_by_input_shape=True)
-        calls = sum(event.count for event in table)
+        calls = sum(map(_is_of_the_network, self.profile.events()))
         table = sorted(table, key=lambda e: -max(e.self_cpu_time_total, e.self_device_time_total))
         rows = [OPERATOR_COLUMNS]
         for event in table[:OPERATORS]:
@@ -357,6 +358,18 @@ class _Operators:
         return {"operator_calls": calls / steps, "operator_seconds": _seconds_of_a_call()}
 
 
+def _is_of_the_network(event: Any) -> bool:
+    """Whether an operator belongs to forward or backward.
+
+    Those of the loader grow with the batch, and the optimizer is timed as a whole.
+    """
+    while event is not None:
+        if event.name.startswith(("enumerate(DataLoader)", "Optimizer.")):
+            return False
+        event = event.cpu_parent
+    return True
+
+
 def _seconds_of_a_call(count: int = 200) -> float:
     """Return what calling an operator costs on this machine: on one element, the best of 5.
 
@@ -373,6 +386,13 @@ def _seconds_of_a_call(count: int = 200) -> float:
         torch.autograd.grad(total, x)
         best = min(best, time.perf_counter() - begin)
     return best / (3 * count)
+
+
+def _core_seconds(times: Any) -> tuple[float, float, float]:
+    """Return all seconds of a core, the idle ones, and those that waited for the disk."""
+    # On Linux those of guests are in the others already.
+    guests = getattr(times, "guest", 0.0) + getattr(times, "guest_nice", 0.0)
+    return sum(times) - guests, times.idle, getattr(times, "iowait", 0.0)
 
 
 class _System:
@@ -395,6 +415,7 @@ class _System:
         self.memory_limit = memory if memory and memory < total else None
         self.memory = self.memory_limit or total
         self.counters: dict[str, tuple[float, float]] = {}
+        self.processor: tuple[float, float, float] | None = None
         self.times: dict[int, float] = {}
         self.spent = 0.0
         self.sources: dict[str, Callable[[], dict[str, float]]] = {
@@ -426,15 +447,22 @@ class _System:
         return max(count - before, 0) / max(now - then, 1e-3)
 
     def _processor(self) -> dict[str, float]:
-        times = self.psutil.cpu_times_percent(percpu=True)
-        if len(times) > self.own[-1]:
-            times = [times[core] for core in self.own]
-        # Only Linux tells waiting for the disk from idling.
-        waits = [getattr(core, "iowait", 0.0) for core in times]
-        busy = [100 - core.idle - wait for core, wait in zip(times, waits)]
-        values = {"cpu_percent": sum(busy) / len(busy)}
-        if hasattr(times[0], "iowait"):
-            values["iowait_percent"] = sum(waits) / len(waits)
+        """Shares of the time since the sample before; none in the first.
+
+        psutil's own percentages are of at least a second a core, however short ago that was.
+        """
+        cores = self.psutil.cpu_times(percpu=True)
+        if len(cores) > self.own[-1]:
+            cores = [cores[core] for core in self.own]
+        total, idle, wait = map(sum, zip(*map(_core_seconds, cores)))
+        before, self.processor = self.processor, (total, idle, wait)
+        values = {}
+        if before and total > before[0]:
+            total, idle, wait = (new - old for new, old in zip(self.processor, before))
+            values["cpu_percent"] = 100 * min(max(1 - (idle + wait) / total, 0.0), 1.0)
+            # Only Linux tells waiting for the disk from idling.
+            if hasattr(cores[0], "iowait"):
+                values["iowait_percent"] = 100 * min(max(wait / total, 0.0), 1.0)
         if self.quota:
             values["cpu_percent"] = 100 * self._rate("group", self.group.cpu_seconds()) / self.quota
         return values

@@ -35,6 +35,7 @@ TEMPLATE, REQUIREMENTS = HERE / "template.yaml", HERE / "requirements.txt"
 VERSION = "3.12"
 PLATFORM = ("--python-version", VERSION, "--implementation", "cp")
 PLATFORM += ("--platform", "manylinux_2_28_aarch64", "--platform", "manylinux2014_aarch64")
+DESCRIPTION = re.search(r"^Description: (.+)$", TEMPLATE.read_text(), re.MULTILINE)[1]
 STACK = "photo-classifier"
 TITLE = "What is on the photo?"
 SAMPLES = 6
@@ -114,6 +115,9 @@ def remove(args: argparse.Namespace) -> None:
     """Delete the app with all that belongs to it; offer the corrections for download first."""
     account = Account(args.stack)
     resources = account.resources()
+    if not resources and not account.stack() and not account.has_package_bucket():
+        print(f"There is no web app {args.stack} in {account.region}.")
+        return
     corrections = resources.get("CorrectionsBucket")
     count = len(list(account.bucket(corrections).objects.all())) if corrections else 0
     download = False
@@ -171,13 +175,21 @@ class Account:
         return self.s3.Bucket(name)
 
     def stack(self) -> dict[str, Any] | None:
-        """The description of the stack, if there is one."""
+        """The description of the stack, if there is one.
+
+        Raises:
+            DeployError: it is a stack of something else, which must be neither changed nor deleted.
+        """
         try:
-            return self.cloudformation.describe_stacks(StackName=self.name)["Stacks"][0]
+            stack = self.cloudformation.describe_stacks(StackName=self.name)["Stacks"][0]
         except ClientError as error:
             if "does not exist" in str(error):
                 return None
             raise
+        # One that was never deployed has no description yet.
+        if stack.get("Description", DESCRIPTION) != DESCRIPTION:
+            raise DeployError(f"the stack {self.name} is of something else: choose another STACK")
+        return stack
 
     def outputs(self) -> dict[str, str]:
         return {o["OutputKey"]: o["OutputValue"] for o in self.stack()["Outputs"]}
@@ -215,9 +227,17 @@ class Account:
             events = self.cloudformation.describe_stack_events(StackName=self.name)["StackEvents"]
         except ClientError:
             return "see above"
-        failed = [e for e in events if e["ResourceStatus"].endswith("_FAILED")]
+        begun = [f"{what}_IN_PROGRESS" for what in ("CREATE", "UPDATE", "DELETE")]
+        starts = [
+            place
+            for place, event in enumerate(events)
+            if event["LogicalResourceId"] == self.name and event["ResourceStatus"] in begun
+        ]
+        # The newest event comes first; what is before the latest change is not about it.
+        latest = events[: starts[0] + 1] if starts else events
+        failed = [e for e in latest if e["ResourceStatus"].endswith("_FAILED")]
         reasons = [e["ResourceStatusReason"] for e in failed if "ResourceStatusReason" in e]
-        # The newest event comes first; the first failure is the cause, the others follow from it.
+        # The first failure is the cause, the others follow from it.
         return next((r for r in reversed(reasons) if "cancelled" not in r), "see above")
 
     def delete_stack(self) -> None:

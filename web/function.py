@@ -56,6 +56,8 @@ RETRY_SECONDS = 10
 CONFIG = Config(
     connect_timeout=2, read_timeout=10, retries={"mode": "standard", "total_max_attempts": 2}
 )
+# A correction is two objects: four attempts, at 6 s each.
+S3_CONFIG = CONFIG.merge(Config(read_timeout=4))
 # Of an endpoint's refusals, those that are about the picture. The others are about us.
 CALLERS_FAULTS = (400, 413, 415)
 
@@ -233,7 +235,7 @@ def correct(correction: Correction) -> dict[str, str]:
 
 @cache
 def _client(service: str) -> Any:
-    return boto3.client(service, config=CONFIG)
+    return boto3.client(service, config=S3_CONFIG if service == "s3" else CONFIG)
 
 
 def _ask_endpoint(picture: bytes, kind: str) -> dict[str, Any]:

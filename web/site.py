@@ -43,7 +43,8 @@ def build(
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"this is not the model.json of a classifier: {error!r}") from error
     target = Path(target)
-    shutil.copytree(PAGE, target, dirs_exist_ok=True)
+    # Without what operating systems leave in folders, such as .DS_Store.
+    shutil.copytree(PAGE, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".*"))
     settings["samples"] = [
         {"file": _sample(path, target, number), "alt": f"sample photo: {path.parent.name}"}
         for number, path in enumerate(map(Path, pictures), 1)

@@ -1,11 +1,11 @@
 import dataclasses
+import time
 
 import pytest
-from tiny_jobs import put, start_training
+from tiny_jobs import put, start_training, start_tuning
 
 from studio import cleanup
 from studio.cleanup import clean_up, leftovers
-from studio.jobs import follow
 
 
 @pytest.fixture(scope="module")
@@ -64,19 +64,28 @@ def test_all_of_a_run_is_counted_and_removed_and_nothing_of_another(cloud, other
     counted = {"endpoints": 1, "endpoint configurations": 1, "models": 1, "objects in S3": 2}
     assert left(cloud, timeout=0) == {**NOTHING, **counted, "training jobs running": 1}
 
-    client.stop_training_job(TrainingJobName=running)
-    follow(cloud, running)
-    capsys.readouterr()
     clean_up(cloud)
+    job = client.describe_training_job(TrainingJobName=running)
+    assert job["TrainingJobStatus"] == "Stopped"
     assert capsys.readouterr().out.splitlines() == [
         f"deleted the endpoint {cloud.run}",
         f"deleted the endpoint configuration {cloud.run}",
         f"deleted the model {cloud.run}",
+        f"stopped the training job {running}",
         "deleted 2 objects in S3",
     ]
     assert left(cloud) == NOTHING
     del counted["endpoints"]
     assert left(other, timeout=0) == {**NOTHING, **counted}
+
+
+def test_a_search_that_still_runs_is_stopped_with_its_trials(cloud, capsys):
+    name = start_tuning(cloud, "endless", limit=1, trials=50)
+    while not left(cloud, timeout=0)["training jobs running"]:
+        time.sleep(0.05)
+    clean_up(cloud)
+    assert f"stopped the tuning job {name}" in capsys.readouterr().out
+    assert left(cloud) == NOTHING
 
 
 def test_cleaning_up_twice_is_harmless(cloud, capsys):

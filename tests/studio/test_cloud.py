@@ -194,6 +194,32 @@ def test_a_bucket_of_somebody_else_is_refused():
         make_bucket(Foreign(), "mine", "us-east-1")
 
 
+def test_a_bucket_that_may_not_be_made_is_told():
+    from studio.cloud import make_bucket
+
+    class Forbidding:
+        def head_bucket(self, Bucket):
+            raise ClientError({"Error": {"Code": "404", "Message": "Not Found"}}, "HeadBucket")
+
+        def create_bucket(self, **options):
+            raise ClientError({"Error": {"Code": "AccessDenied", "Message": ""}}, "CreateBucket")
+
+    with pytest.raises(CloudError, match="The bucket mine cannot be made"):
+        make_bucket(Forbidding(), "mine", "us-east-1")
+
+
+def test_a_role_of_a_person_is_not_taken_for_that_of_a_job(monkeypatch):
+    from sagemaker.core.helper import session_helper
+
+    from studio.cloud import find_role
+
+    person = "arn:aws:iam::123456789012:role/aws-reserved/sso.amazonaws.com/AWSReservedSSO_Admin_1"
+    monkeypatch.delenv("SAGEMAKER_ROLE", raising=False)
+    monkeypatch.setattr(session_helper, "get_execution_role", lambda: person)
+    with pytest.raises(CloudError, match="set SAGEMAKER_ROLE"):
+        find_role(None, "mine")
+
+
 def test_a_public_bucket_is_asked_for_at_aws_and_without_a_signature(monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     sent = []

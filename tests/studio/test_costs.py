@@ -10,6 +10,7 @@ import boto3
 import pytest
 from botocore.config import Config
 from botocore.stub import Stubber
+from IPython.core.error import StdinNotImplementedError
 from tiny_jobs import (
     create_config,
     echo_model,
@@ -240,6 +241,19 @@ def test_anything_but_yes_starts_nothing(aws, pricing, answering, text):
     expect(pricing.stub, PRODUCTS)
     answering(text)
     with pytest.raises(NotAgreed, match="the search was not started"):
+        agree(aws, "the search", "Training", INSTANCE, max_hours=2)
+
+
+@pytest.mark.parametrize("error", [EOFError, StdinNotImplementedError])
+def test_where_nobody_can_be_asked_nothing_starts_and_the_way_out_is_named(
+    aws, pricing, monkeypatch, error
+):
+    def nobody(question):
+        raise error
+
+    expect(pricing.stub, PRODUCTS)
+    monkeypatch.setattr("builtins.input", nobody)
+    with pytest.raises(NotAgreed, match="nobody can be asked here"):
         agree(aws, "the search", "Training", INSTANCE, max_hours=2)
 
 

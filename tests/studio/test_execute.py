@@ -91,6 +91,12 @@ def test_a_parameter_that_does_not_fit_is_refused_in_one_sentence(
     assert not (tmp_path / "out" / "lesson.ipynb").exists()
 
 
+def test_a_parameter_without_bounds_reaches_the_notebook(execute, tmp_path):
+    cells = [code("BUDGET = 1.0", "parameters"), code("print(BUDGET + 1)")]
+    assert execute(cells, "-p", "BUDGET=Infinity").returncode == 0
+    assert "inf" in outputs(tmp_path / "out" / "lesson.ipynb")
+
+
 def test_a_failing_cell_is_named_and_an_older_output_stays(execute, tmp_path):
     output = tmp_path / "out" / "lesson.ipynb"
     output.parent.mkdir()

@@ -60,6 +60,13 @@ def test_a_stopped_job_is_returned_as_such(cloud):
     assert follow(cloud, name)["TrainingJobStatus"] == "Stopped"
 
 
+def test_a_job_whose_time_is_up_is_no_success(cloud):
+    limit = {"MaxRuntimeInSeconds": 1}
+    name = start_training(cloud, "too-long", "sleep 60", StoppingCondition=limit)
+    with pytest.raises(JobFailed, match=f"{name}: MaxRuntimeExceeded"):
+        follow(cloud, name)
+
+
 def test_a_processing_job_is_followed_the_same_way(cloud, capsys):
     name = start_processing(cloud, "processing", "echo accuracy=0.5")
     job = follow(cloud, name, kind="ProcessingJob")
@@ -121,6 +128,24 @@ def test_an_endpoint_that_cannot_start_raises_its_reason(cloud):
     name = start_endpoint(cloud, "broken", put(cloud, "broken.tar.gz", b"this is no archive"))
     with pytest.raises(JobFailed, match=rf"{name}: .+"):
         jobs.wait_for_endpoint(cloud, name)
+
+
+@pytest.mark.parametrize("last", ["InService", "UpdateRollbackFailed", "OutOfService"])
+def test_an_update_that_was_rolled_back_or_ended_otherwise_is_no_success(last):
+    """What only AWS does: the statuses of an endpoint there, one after the other."""
+    statuses = iter(["Updating", "RollingBack", last])
+
+    class Cloud:
+        is_local = True
+
+        def client(self, service):
+            return self
+
+        def describe_endpoint(self, EndpointName):
+            return {"EndpointStatus": next(statuses)}
+
+    with pytest.raises(JobFailed, match=f"mine: .*{last}"):
+        jobs.wait_for_endpoint(Cloud(), "mine")
 
 
 def test_an_archive_is_read_without_being_unpacked(cloud):

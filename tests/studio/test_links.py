@@ -177,7 +177,7 @@ def test_photos_larger_than_training_takes_are_fetched_to_be_scaled_down(
     path = write_csv(tmp_path / "pets.csv", [*good(site), (f"{site.at}/large/1", "cat")])
     assert prepare(path, root=tmp_path / "small", short_side=512).left_out == 0
     (row,) = report(prepare(path, root=tmp_path / "small"))
-    assert row["problem"].startswith("the picture claims more than 25 million pixels")
+    assert "more than 25 million pixels" in row["problem"]
 
 
 SILENT = "the server is silent, 4 times"

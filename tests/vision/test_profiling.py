@@ -9,8 +9,10 @@ import re
 import resource
 import sys
 import time
+from collections import namedtuple
 from pathlib import Path
 
+import pandas as pd
 import psutil
 import pytest
 import torch
@@ -21,7 +23,9 @@ sys.path.insert(0, str(ROOT / "tests" / "insight"))
 
 from profiled import CPU, Training, fork, train
 
+from insight.measures import time_by_epoch
 from insight.profile import read
+from vision import profiling
 from vision.profile_files import (
     OPERATOR_COLUMNS,
     PHASE_COLUMNS,
@@ -102,6 +106,64 @@ def test_the_machine_is_sampled_at_the_interval(profile):
         assert 0 < float(row["memory_percent"]) < 100
         assert row["gpu_percent"] == row["gpu_memory_percent"] == ""
     assert any(float(row["process_cpu_percent"]) > 0 for row in samples)
+
+
+CoreTimes = namedtuple("CoreTimes", "user nice system idle iowait guest")
+
+
+def test_processors_are_busy_for_their_share_of_the_time_between_two_looks(monkeypatch):
+    """However short that is: a fifth of a second here, of which half a core worked."""
+    looks = [
+        # What guests used is counted as the user's, too.
+        [CoreTimes(50.0, 0.0, 9.0, 100.0, 7.0, 3.0), CoreTimes(1.0, 0.0, 0.0, 8.0, 0.0, 0.0)],
+        [CoreTimes(50.1, 0.0, 9.1, 100.0, 7.0, 3.1), CoreTimes(1.0, 0.0, 0.0, 8.1, 0.1, 0.0)],
+        [CoreTimes(50.1, 0.0, 9.1, 100.0, 7.0, 3.1), CoreTimes(1.0, 0.0, 0.0, 8.1, 0.1, 0.0)],
+    ]
+    monkeypatch.setattr(psutil, "cpu_times", lambda percpu: looks.pop(0))
+    monkeypatch.setattr(profiling.os, "sched_getaffinity", lambda pid: {0, 1}, raising=False)
+    monkeypatch.setattr(profiling, "cgroup_limits", lambda: (None, None, None))
+    system = profiling._System(CPU)
+    look = dict(zip(SYSTEM_COLUMNS, system.sample()))
+    # 0.2 s of the first core, less 0.1 of a guest that is in them; 0.2 s of the second.
+    assert look["cpu_percent"] == pytest.approx(100 * 0.1 / 0.3)
+    assert look["iowait_percent"] == pytest.approx(100 * 0.1 / 0.3)
+    assert dict(zip(SYSTEM_COLUMNS, system.sample()))["cpu_percent"] is None
+
+
+def test_the_operators_of_the_loader_and_of_the_optimizer_are_not_the_networks():
+    class Pictures(torch.utils.data.Dataset):
+        def __len__(self):
+            return 64
+
+        def __getitem__(self, number):
+            return torch.rand(8).mul(2).add(1)
+
+    net = torch.nn.Linear(8, 2)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    found = []
+    for batch in (4, 32):
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as recorded:
+            X = next(iter(torch.utils.data.DataLoader(Pictures(), batch)))
+            net(X).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        counted = [event for event in recorded.events() if profiling._is_of_the_network(event)]
+        found.append([event.name for event in counted])
+    assert found[0] == found[1]
+    assert "aten::addmm" in found[0]
+    assert "aten::mul" not in found[0]
+
+
+def test_a_wait_that_a_gpu_computes_through_takes_no_time():
+    """Data are waited for on the host while the GPU is still busy with the step before."""
+    steps = {"epoch": [1, 1], "start": [10.0, 11.0], "data": [1.0, 1.0], "forward": [0.4, 0.4]}
+    steps = pd.DataFrame({**steps, "backward": [0.5, 0.5], "optimizer": [0.1, 0.1]})
+    phases = pd.DataFrame({"name": ["validation"], "start": [12.0], "seconds": [0.5]})
+    (_, table) = time_by_epoch(steps, phases, 9.0, 12.5).iterrows()
+    found = table[1]
+    assert found["waiting for data"] == pytest.approx(0.5)
+    assert found["validation"] == pytest.approx(0.0)
+    assert found.sum() == pytest.approx(2.5)
 
 
 def test_a_few_steps_leave_their_operators_and_a_trace(profile):

@@ -366,6 +366,8 @@ def test_a_stack_that_fails_says_why(account, monkeypatch):
         ("Page", "CREATE_FAILED", "Resource creation cancelled"),
         ("Role", "CREATE_FAILED", "not authorized to perform: iam:CreateRole"),
         ("Role", "CREATE_IN_PROGRESS", None),
+        (STACK, "UPDATE_IN_PROGRESS", "User Initiated"),
+        ("Page", "UPDATE_FAILED", "what failed the time before"),
     ]
     names = ("LogicalResourceId", "ResourceStatus", "ResourceStatusReason")
     answer = [{k: v for k, v in zip(names, event) if v} for event in events]
@@ -376,6 +378,21 @@ def test_a_stack_that_fails_says_why(account, monkeypatch):
         stub.add_response("describe_stack_events", {"StackEvents": answer})
         with pytest.raises(deploy.DeployError, match=r"was not deployed: not authorized"):
             there.push("template.yaml", {})
+
+
+@pytest.mark.parametrize("command", [["deploy", "--endpoint", "mine"], ["remove"]])
+def test_a_stack_of_something_else_is_neither_changed_nor_deleted(
+    account, monkeypatch, capfd, command
+):
+    stack = {"StackName": STACK, "CreationTime": 0, "StackStatus": "CREATE_COMPLETE"}
+    answer = {"Stacks": [{**stack, "Description": "Somebody's database"}]}
+    there = deploy.Account(STACK)
+    monkeypatch.setattr(deploy, "Account", lambda name: there)
+    monkeypatch.setattr(deploy, "endpoint_facts", lambda *_: ("arn", {}))
+    with Stubber(there.cloudformation) as stub:
+        stub.add_response("describe_stacks", answer)
+        assert deploy.main([*command, "--stack", STACK]) == 1
+    assert "is of something else: choose another STACK" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["", "UPPER", "a_b", "-", "x" * 28])
