@@ -1,6 +1,7 @@
 """What the jobs need of S3 and CloudWatch Logs."""
 
 import contextlib
+import logging
 import re
 import tarfile
 import threading
@@ -11,11 +12,12 @@ from pathlib import Path
 import boto3
 from boto3.exceptions import S3UploadFailedError
 from botocore.config import Config
-from botocore.exceptions import ClientError
+from botocore.exceptions import BotoCoreError, ClientError
 
 from local_cloud import ACCOUNT_ID
 from local_cloud.errors import JobFailed
 
+log = logging.getLogger(__name__)
 MAX_EVENT = 60_000  # Characters of one log line; CloudWatch Logs takes 256 KiB an event.
 MAX_BATCH = 5_000  # Events of one PutLogEvents call; CloudWatch Logs takes 10,000.
 FLUSH_SECONDS = 0.3
@@ -188,7 +190,7 @@ class LogStream:
     def __init__(self, aws, region, group, stream):
         self._client = aws.client("logs", region)
         self._target = {"logGroupName": group, "logStreamName": stream}
-        self._events = []
+        self._events, self._time = [], 0
         self._lock = threading.Lock()
         self._closed = threading.Event()
         exists = self._client.exceptions.ResourceAlreadyExistsException
@@ -201,10 +203,10 @@ class LogStream:
 
     def write(self, line):
         """Add one line; it is sent soon."""
-        # CloudWatch Logs refuses empty messages.
-        event = {"timestamp": int(time.time() * 1000), "message": line[:MAX_EVENT] or " "}
         with self._lock:
-            self._events.append(event)
+            # CloudWatch Logs refuses a batch whose times go back, and empty messages.
+            self._time = max(self._time, int(time.time() * 1000))
+            self._events.append({"timestamp": self._time, "message": line[:MAX_EVENT] or " "})
 
     def close(self):
         """Send what is left."""
@@ -221,4 +223,11 @@ class LogStream:
             events, self._events = self._events, []
         for first in range(0, len(events), MAX_BATCH):
             batch = events[first : first + MAX_BATCH]
-            self._client.put_log_events(**self._target, logEvents=batch)
+            try:
+                self._client.put_log_events(**self._target, logEvents=batch)
+            except (BotoCoreError, ClientError) as error:
+                self._lose(batch, error)
+
+    def _lose(self, events, error):
+        """Go on without events that were refused: those to come may be taken again."""
+        log.error("%d lines of %s are lost: %s", len(events), self._target, error)

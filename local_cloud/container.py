@@ -12,6 +12,7 @@ binaries and notebooks, installed packages, and code that the job downloads itse
 
 import contextlib
 import functools
+import logging
 import os
 import re
 import shlex
@@ -31,6 +32,7 @@ import psutil
 
 from local_cloud.instance import MARKER
 
+log = logging.getLogger(__name__)
 OPT_ML = "/opt/ml"
 CONTAINER_MARKER = "LOCAL_CLOUD_CONTAINER"  # Inherited by every process of one container.
 # Seconds between SIGTERM and SIGKILL: what SageMaker gives, unless the server's user wants less.
@@ -169,10 +171,14 @@ class Container:
             return self._process.wait()
 
     def stop(self):
-        """Send SIGTERM to everything that runs here; SIGKILL follows after `STOP_GRACE` seconds."""
+        """Send SIGTERM to everything that runs here; SIGKILL follows after `STOP_GRACE` seconds.
+
+        Once: a script that is saving must not be told to stop again.
+        """
         with self._lock:
-            self._stop_at = self._stop_at or time.monotonic()
-            self._signal(signal.SIGTERM)
+            if self._stop_at is None:
+                self._stop_at = time.monotonic()
+                self._signal(signal.SIGTERM)
 
     def kill(self):
         """End everything that runs here at once."""
@@ -189,7 +195,10 @@ class Container:
             for raw in lines:
                 line = self.globalize(raw.decode("utf-8", "replace").rstrip("\r\n"))
                 self.last_lines.append(line)
-                on_line(line)
+                try:
+                    on_line(line)
+                except Exception:  # A fault of ours must not close what the script prints to.
+                    log.exception("a line of a job was not taken: %r", line)
 
     def _signal(self, number):
         """Send a signal to everything that runs here."""

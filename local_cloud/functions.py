@@ -302,9 +302,8 @@ class Worker:
 class FunctionLog(LogStream):
     """A stream of CloudWatch Logs; what cannot be sent, because the cloud has gone, is lost."""
 
-    def _send(self):
-        with contextlib.suppress(BotoCoreError, ClientError):
-            super()._send()
+    def _lose(self, events, error):
+        pass
 
 
 class StandardError:

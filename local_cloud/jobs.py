@@ -83,6 +83,9 @@ class Jobs:
         job = self.jobs.get(name)
         if job is None:  # It ended, perhaps before this server started.
             begin_stopping(self.store, self.kind, name)
+            job = self.jobs.get(name)  # It was being created.
+            if job is not None:
+                job.stop()
         else:
             job.stop()
 

@@ -131,9 +131,7 @@ class Mirror:
         elif query:
             self._journal(f"s3 {name} {sorted(query)[0]}", request, body, replace=True)
         elif request.method == "PUT":
-            bucket = self._s3.buckets[name]
-            row = (name, bucket.region_name, bucket.creation_date.isoformat())
-            self._disk.execute("INSERT OR IGNORE INTO buckets VALUES (?, ?, ?)", *row)
+            self._keep_name(self._s3.buckets[name])
         else:
             self._disk.execute("DELETE FROM buckets WHERE name = ?", name)
             self._disk.execute(
@@ -141,6 +139,10 @@ class Mirror:
                 len(name) + 4,
                 f"s3 {name} ",
             )
+
+    def _keep_name(self, bucket):
+        row = (bucket.name, bucket.region_name, bucket.creation_date.isoformat())
+        self._disk.execute("INSERT OR IGNORE INTO buckets VALUES (?, ?, ?)", *row)
 
     def _keep_bucket(self, name):
         """Bring all objects of a bucket up to date, after a request that named several."""
@@ -164,6 +166,7 @@ class Mirror:
             found = StoredKey.of(hashed(found), self._disk.write_file(content), len(content))
             # Not by `setlist`, which closes the replaced object under those who read it.
             bucket.keys.getlist(key)[-1] = found
+        self._keep_name(bucket)  # A full disk may have refused it when the bucket was made.
         self._disk.execute(
             "INSERT OR REPLACE INTO objects VALUES (?, ?, ?, ?)",
             *(name, key, found.file.name, to_json(self._description(found))),

@@ -155,7 +155,8 @@ class ProcessingJob(Job):
             for name in ("config", "output"):
                 (container.ml / name).mkdir()
         for entry in inputs(record):
-            self.fetch(entry["S3Input"], entrypoint)
+            words = [*entrypoint, *specification.get("ContainerArguments", [])]
+            self.fetch(entry["S3Input"], words)
         for rank, container in enumerate(containers):
             self.write_configuration(record, rank, container)
             for number, output in enumerate(outputs(record)):
@@ -167,9 +168,9 @@ class ProcessingJob(Job):
                     syncs.callback(sync.close)
         return [*entrypoint, *specification.get("ContainerArguments", [])]
 
-    def fetch(self, source, entrypoint):
-        """Bring one input to the hosts; the code that the entrypoint runs is made to run there."""
-        path = source["LocalPath"]
+    def fetch(self, source, words):
+        """Bring one input to the hosts; the code that the command names is made to run there."""
+        path = source["LocalPath"].rstrip("/")
         folders = [container.place(path) for container in self.cluster.containers]
         Source(
             source["S3Uri"],
@@ -177,7 +178,7 @@ class ProcessingJob(Job):
             source.get("S3DataDistributionType", "FullyReplicated"),
         ).download(self.aws, folders)
         names_code = re.compile(rf"{re.escape(path)}/\S*\.(py|sh)\b")
-        is_code = any(names_code.search(word) for word in entrypoint)
+        is_code = any(names_code.search(word) for word in words)
         for container, folder in zip(self.cluster.containers, folders):
             if is_code:
                 container.localize_scripts(folder)

@@ -102,6 +102,7 @@ class Store:
         What its jobs and endpoints make of that is not how they ended; the next start says so.
         """
         with self._lock:
+            self._save()  # What the disk did not take before, it may take now.
             self._frozen = True
 
     def _save(self):

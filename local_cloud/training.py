@@ -14,6 +14,7 @@ unless set), and starts again in fresh folders, with its checkpoints.
 import contextlib
 import functools
 import json
+import math
 import re
 import subprocess
 import threading
@@ -118,6 +119,7 @@ class Training(Jobs):
         check(params)
         record = {key: value for key, value in params.items() if key not in NOT_DESCRIBED}
         record.setdefault("HyperParameters", {})
+        record.setdefault("StoppingCondition", {"MaxRuntimeInSeconds": DAY})
         image = params["AlgorithmSpecification"]["TrainingImage"]
         record.update(
             SecondaryStatusTransitions=[],
@@ -130,6 +132,13 @@ class Training(Jobs):
         answer = self.keep(record, params.get("Tags"), region)
         self.launch(name, TrainingJob(self.store, self.aws, name, region, cpus, on_metric))
         return answer
+
+    def describe(self, params, region):
+        record = super().describe(params, region)
+        metrics = record.pop("FinalMetricDataList", [])
+        # The service ignores what is no number; NaN would not even be JSON.
+        finite = [metric for metric in metrics if math.isfinite(metric["Value"])]
+        return {**record, **({"FinalMetricDataList": finite} if finite else {})}
 
     def interrupt(self, params, region):
         """Take the instances of a managed spot job away, as AWS does for want of capacity.
@@ -168,6 +177,8 @@ def times(record, seconds):
 
 def enter(record, status, message=None):
     """Let a record move on to a secondary status."""
+    if status == "Stopping" == record.get("SecondaryStatus"):
+        return  # Asked to stop once more.
     moment = now()
     transitions = record["SecondaryStatusTransitions"]
     if transitions:
@@ -517,11 +528,14 @@ class TrainingJob(Job):
 
     def place_synced(self, container, syncs):
         """Make the folders that go to S3 while the job runs, and restore its checkpoints."""
+        # No path of the container: a folder of the job may have any name there.
+        scratch = container.root / ".sync"
+        scratch.mkdir(exist_ok=True)
         config = self.request.get("CheckpointConfig")
         if config:
             folder = container.place(config.get("LocalPath", CHECKPOINTS))
             write_config(container, "checkpointconfig", {**config, "LocalPath": str(folder)})
-            sync = FolderSync(self.aws, folder, config["S3Uri"], container.root / "checkpoint")
+            sync = FolderSync(self.aws, folder, config["S3Uri"], scratch / "checkpoint")
             sync.restore()
             sync.start()
             syncs.callback(sync.close)
@@ -533,7 +547,7 @@ class TrainingJob(Job):
             path = write_config(container, name, {**config, "LocalPath": str(folder)})
             container.environment[variable] = str(path)
             uri = f"{config['S3OutputPath'].rstrip('/')}/{self.name}/{end}"
-            sync = FolderSync(self.aws, folder, uri, container.root / end)
+            sync = FolderSync(self.aws, folder, uri, scratch / end)
             sync.start()
             syncs.callback(sync.close)
 
@@ -545,7 +559,7 @@ class TrainingJob(Job):
                 continue
             try:
                 value = float(match.group(1))
-            except (ValueError, IndexError):
+            except (TypeError, ValueError, IndexError):  # The group may have had no part in it.
                 continue  # The service ignores what is not a number, too.
             with self.metrics_lock:
                 self.metrics[name] = {"MetricName": name, "Value": value, "Timestamp": now()}

@@ -48,6 +48,8 @@ class Tuning(Jobs):
     def lose(self, record):
         # Training jobs have been recovered before: this counts how they ended.
         super().lose(record)
+        for name in record[trials.NAMES]:
+            trials.keep(self.store, name)
         record.update(trials.overview(self.store, record))
 
     def create(self, params, region):
@@ -70,6 +72,8 @@ class Tuning(Jobs):
             self.store, self.training, name, region, on_end=lambda: self.jobs.pop(name, None)
         )
         self.jobs[name] = job
+        if self.store.get(KIND, name)[f"{KIND}Status"] == "Stopping":
+            job.stopping.set()  # Somebody found it in a list before it was here.
         job.start()
         return answer
 

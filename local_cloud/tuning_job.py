@@ -221,7 +221,9 @@ class TuningJob:
         """Stop the trials that run and wait for their ends, without looking at their results."""
         self.stop_trials()
         while self.running:
-            del self.running[self.ended.get().name]
+            trial = self.ended.get()
+            trials.keep(self.store, trial.name)
+            del self.running[trial.name]
 
     def next_ended(self, until):
         """The next trial that ends; when the time is over, all that run are stopped."""

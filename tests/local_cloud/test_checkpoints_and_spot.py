@@ -47,6 +47,13 @@ def stored(cloud, prefix):
     return {entry["Key"].removeprefix(prefix) for entry in found}
 
 
+def test_a_folder_of_checkpoints_may_have_any_name(cloud):
+    config = checkpoints("plain/", LocalPath="/checkpoint")
+    script = "open('/checkpoint/a.txt', 'w').write('a')"
+    assert cloud.train(script, CheckpointConfig=config)["TrainingJobStatus"] == "Completed"
+    assert stored(cloud, "checkpoints/plain/") == {"a.txt"}
+
+
 def test_checkpoints_go_to_s3_while_the_job_runs_and_come_back(cloud):
     cloud.put("checkpoints/live-beside/other.txt", b"not of this job")
     cloud.put("checkpoints/live/old.txt", b"old")

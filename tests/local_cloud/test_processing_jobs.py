@@ -137,6 +137,19 @@ def test_missing_input_fails_with_a_sentence(cloud):
     assert "No S3 objects found" in description["FailureReason"]
 
 
+def test_code_runs_where_it_is_wherever_the_command_names_it(cloud):
+    code = "print(open('/opt/ml/processing/input/code/data.txt').read())"
+    cloud.put("named/code.py", code.encode())
+    cloud.put("named/data.txt", b"found")
+    folder = "/opt/ml/processing/input/code"
+    inputs = [source("code", f"s3://{BUCKET}/named/", f"{folder}/")]
+    sent = request(f"{folder}/code.py", command=("python3",), ProcessingInputs=inputs)
+    cloud.sagemaker.create_processing_job(**sent)
+    description = wait(cloud, sent["ProcessingJobName"])
+    assert description["ProcessingJobStatus"] == "Completed", description
+    assert "found" in cloud.lines("/aws/sagemaker/ProcessingJobs", sent["ProcessingJobName"])
+
+
 def test_stop_and_time_limit(cloud):
     sent = request("import time; print('ready', flush=True); time.sleep(60)")
     cloud.sagemaker.create_processing_job(**sent)

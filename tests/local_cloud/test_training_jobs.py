@@ -85,6 +85,26 @@ def test_the_last_value_of_every_metric_is_kept(completed):
     assert metrics == {"loss": 0.25, "rate": pytest.approx(0.001)}
 
 
+def test_a_line_without_a_number_harms_neither_the_metrics_nor_the_job(cloud):
+    """A regex with two ways, of which a line takes the second; and a loss that is none."""
+    script = "import sys\nfor line in ('accuracy: 0.5', 'acc=0.25', 'loss=nan', 'end'):\n"
+    script += "    print(line, flush=True)"
+    ways = with_metrics(("acc", r"acc=([\d.]+)|accuracy: ([\d.]+)"), ("loss", r"loss=(\S+)"))
+    description = cloud.train(script, AlgorithmSpecification=ways)
+    assert description["TrainingJobStatus"] == "Completed"
+    metrics = {m["MetricName"]: m["Value"] for m in description["FinalMetricDataList"]}
+    assert metrics == {"acc": 0.25}
+    assert cloud.training_lines(description["TrainingJobName"])[-1] == "end"
+
+
+def test_a_job_without_a_time_limit_has_the_services(cloud):
+    request = cloud.training_request("print('done')")
+    del request["StoppingCondition"]
+    cloud.sagemaker.create_training_job(**request)
+    description = cloud.wait_for_training(request["TrainingJobName"])
+    assert description["StoppingCondition"] == {"MaxRuntimeInSeconds": 24 * 3600}
+
+
 def test_arguments_are_those_of_the_toolkit(cloud):
     description = cloud.train(
         "import sys; print(sys.argv[1:])",
@@ -113,7 +133,7 @@ def test_stopping_keeps_what_the_script_saves_on_sigterm(cloud):
         """
 import os, signal, sys, time
 def save(*_):
-    time.sleep(0.5)
+    time.sleep(1)
     open(os.path.join(os.environ["SM_MODEL_DIR"], "half.txt"), "a").write("half;")
     sys.exit(0)
 signal.signal(signal.SIGTERM, save)
@@ -122,12 +142,13 @@ time.sleep(60)
 """
     )
     until(lambda: "ready" in cloud.training_lines(name))
-    cloud.sagemaker.stop_training_job(TrainingJobName=name)
+    for _ in range(2):
+        cloud.sagemaker.stop_training_job(TrainingJobName=name)
     description = cloud.wait_for_training(name)
     assert description["TrainingJobStatus"] == "Stopped"
     assert "FailureReason" not in description
     statuses = [t["Status"] for t in description["SecondaryStatusTransitions"]]
-    assert statuses[-3:] == ["Stopping", "Uploading", "Stopped"]
+    assert statuses[-4:] == ["Training", "Stopping", "Uploading", "Stopped"]
     # Once: a second signal would have interrupted the saving.
     assert cloud.archive_members(f"out/{name}/output/model.tar.gz") == {"half.txt": "half;"}
     with pytest.raises(ClientError, match="status Stopped"):
