@@ -70,14 +70,15 @@ def check_picture(path: Path, short_side: int | None = None) -> Checked:
 
 
 def _final_names(source, results):
-    """The names under which the pictures are written, in each class every one once."""
+    """The names under which the pictures are written, in each folder every one once."""
+    splits = {i: split for split, at in (source.splits or {}).items() for i in at.tolist()}
     taken, names = set(), []
     for i, (label, name, picture) in enumerate(zip(source.labels, source.file_names, results)):
         final = _final_name(name, picture.format)
-        if (label, final) in taken:
+        if (splits.get(i), label, final) in taken:
             stem, suffix = os.path.splitext(final)
             final = f"{stem}-{i}{suffix}"
-        taken.add((label, final))
+        taken.add((splits.get(i), label, final))
         names.append(final)
     return names
 
