@@ -184,10 +184,19 @@ class ModelContainer:
             text = self._container.globalize(text.decode("utf-8", "replace")).encode()
         return Answer(answer.status, answer.headers, text, self.name)
 
+    def _new_folder(self):
+        """A folder named as the endpoint or the transform job, for this container alone."""
+        group, stream = self._log_target
+        work = Path(self.aws.instance.work_folder)
+        _, found, endpoint = group.partition("/Endpoints/")
+        if found:
+            return work / "endpoints" / f"{endpoint}-{uuid.uuid4().hex}"
+        job = stream.partition("/")[0]
+        return work / "jobs" / "TransformJob" / f"{job}-{uuid.uuid4().hex}"
+
     def _run(self):
-        root = Path(self.aws.instance.work_folder) / "endpoints" / uuid.uuid4().hex
         try:
-            self._container = Container(root, self.aws, self.region)
+            self._container = Container(self._new_folder(), self.aws, self.region)
             stream = LogStream(self.aws, self.region, *self._log_target)
             try:
                 code = self._prepare(stream)

@@ -96,10 +96,15 @@ def new_lines(client, group, prefix, tokens):
 def folder_of(instance, name):
     """The folder in which a job or endpoint runs; CloudError once it has ended."""
     kind, status = find(instance, name)
+    if kind == "HyperParameterTuningJob":
+        raise CloudError(f"{name} is a tuning job; its training jobs have the folders.")
     folder = Path(instance.work_folder) / ("endpoints" if kind == "Endpoint" else f"jobs/{kind}")
-    if not (folder / name).is_dir():
+    # A model server's folder has a number behind the name of its endpoint or transform job.
+    servers = (path for path in folder.glob(f"{name}-*") if path.name.rpartition("-")[0] == name)
+    found = next((path for path in (folder / name, *servers) if path.is_dir()), None)
+    if found is None:
         raise CloudError(
             f"{name} is {status} and has no folder (any more): what it wrote is in S3, "
             "where `aws sagemaker describe-...` says."
         )
-    return folder / name
+    return found

@@ -214,6 +214,37 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(small_disk):
     assert again.train("print(1)")["TrainingJobStatus"] in FINAL
 
 
+@pytest.mark.skipif(shutil.which("mount") is None, reason="needs mount")
+def test_a_bucket_made_on_a_full_disk_does_not_keep_the_cloud_from_starting(small_disk):
+    cloud = start(small_disk / "home")
+    filler = small_disk / "filler"
+    with filler.open("wb") as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+            file.flush()
+    refused = None
+    while refused is None:  # What is allocated already takes some more.
+        bucket = f"{BUCKET}-{time.monotonic_ns()}"
+        try:
+            cloud.s3.create_bucket(Bucket=bucket)
+        except ClientError as error:
+            refused = str(error)
+    assert "local_cloud cannot write to" in refused
+    filler.unlink()
+    cloud.s3.put_object(Bucket=bucket, Key="late", Body=b"1")
+    command_line(small_disk / "home", "stop")
+    again = start(small_disk / "home")
+    assert again.s3.get_object(Bucket=bucket, Key="late")["Body"].read() == b"1"
+
+
+def test_the_folder_of_an_endpoint_is_named(cloud):
+    make_endpoint(cloud, name="looked-into")
+    folder = command_line(cloud.home, "open", "looked-into").stdout.strip()
+    assert (Path(folder) / "opt" / "ml" / "model" / "word").read_text() == "hello"
+    cloud.sagemaker.delete_endpoint(EndpointName="looked-into")
+    until(lambda: not Path(folder).exists())
+
+
 def test_the_command_line_follows_a_log_and_names_the_folder(cloud):
     slow = cloud.start_training(SLOW)
     until(lambda: "started" in cloud.training_lines(slow))
