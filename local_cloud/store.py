@@ -292,6 +292,11 @@ def matches(record, params, name_field, status_field):
         return False
     if status_field and params.get("StatusEquals") not in (None, record[status_field]):
         return False
+    if params.get("WarmPoolStatusEquals"):
+        return False  # There are none here.
+    plan = params.get("TrainingPlanArnEquals")
+    if plan and record.get("ResourceConfig", {}).get("TrainingPlanArn") != plan:
+        return False
     for field in ("CreationTime", "LastModifiedTime"):
         after, before = params.get(f"{field}After"), params.get(f"{field}Before")
         if after is not None and record[field] <= moment(after):

@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import time
 import uuid
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ DESCRIPTION = re.search(r"^Description: (.+)$", TEMPLATE.read_text(), re.MULTILI
 STACK = "photo-classifier"
 TITLE = "What is on the photo?"
 SAMPLES = 6
+LAST_CALLS_SECONDS = 30  # More than the Timeout of the function.
 PICTURES = (".jpg", ".jpeg", ".png", ".webp")
 CONTENT_TYPES = {
     ".html": "text/html; charset=utf-8",
@@ -119,7 +121,7 @@ def remove(args: argparse.Namespace) -> None:
         print(f"There is no web app {args.stack} in {account.region}.")
         return
     corrections = resources.get("CorrectionsBucket")
-    count = len(list(account.bucket(corrections).objects.all())) if corrections else 0
+    count = count_objects(account, corrections)
     download = False
     if resources:
         print(f"About to delete the web app {args.stack} in {account.region}, with its logs.")
@@ -127,6 +129,8 @@ def remove(args: argparse.Namespace) -> None:
             question = f"Download its {count} files of corrections to {args.corrections} first?"
             download = choose(f"{question} Type yes, or no to lose them: ")
         agree("Type yes to delete it: ")
+    if not download and count_objects(account, corrections) > count:
+        raise DeployError("corrections have arrived meanwhile: `make web-remove` again")
     if download:
         save_corrections(account, resources, args.corrections)
     for name in ("CorrectionsBucket", "PageBucket"):
@@ -358,6 +362,10 @@ def upload(account: Account, folder: Path, bucket: str) -> None:
             stale.delete()
 
 
+def count_objects(account: Account, bucket: str | None) -> int:
+    return len(list(account.bucket(bucket).objects.all())) if bucket else 0
+
+
 def save_corrections(account: Account, resources: dict[str, str], folder: str) -> None:
     """Copy all corrections into a folder, once nothing can add to them any more."""
     functions = account.client("lambda")
@@ -365,6 +373,9 @@ def save_corrections(account: Account, resources: dict[str, str], folder: str) -
     if name:
         functions.put_function_concurrency(FunctionName=name, ReservedConcurrentExecutions=0)
     try:
+        if name:
+            # Those that run already may still write until their time is over.
+            time.sleep(LAST_CALLS_SECONDS)
         target = Path(folder).resolve()
         for item in account.bucket(resources["CorrectionsBucket"]).objects.all():
             path = (target / item.key).resolve()

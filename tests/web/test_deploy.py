@@ -228,6 +228,7 @@ def here(account, page, tmp_path, monkeypatch):
     template.write_text(reduced_template(number))
     nothing.write_text("# Downloads nothing.\n")
     monkeypatch.setattr(deploy, "TEMPLATE", template)
+    monkeypatch.setattr(deploy, "LAST_CALLS_SECONDS", 0)
     monkeypatch.setattr(deploy, "REQUIREMENTS", nothing)
     monkeypatch.setattr(site, "PAGE", page)
     return number
@@ -297,7 +298,9 @@ def test_what_is_missing_is_named_before_anything_is_made(monkeypatch, capfd):
     assert "no AWS region is set" in capfd.readouterr().err
 
 
-def test_deploy_deploy_again_correct_and_remove(here, photos, answering, capfd, tmp_path):
+def test_deploy_deploy_again_correct_and_remove(
+    here, photos, answering, capfd, tmp_path, monkeypatch
+):
     before = everything()
 
     # ---- the first deployment ----
@@ -349,7 +352,15 @@ def test_deploy_deploy_again_correct_and_remove(here, photos, answering, capfd, 
         assert down("--corrections", str(folder)) == 1
         assert not folder.exists()
         assert len(list(corrections.objects.all())) == 1
-    capfd.readouterr()
+
+    def meanwhile(question):
+        corrections.put_object(Key="corrections/watches/late.png", Body=picture)
+        return "no" if "Download" in question else "yes"
+
+    monkeypatch.setattr("builtins.input", meanwhile)
+    assert down("--corrections", str(folder)) == 1
+    assert "corrections have arrived meanwhile" in capfd.readouterr().err
+    corrections.Object("corrections/watches/late.png").delete()
     answering("yes", "yes")
     assert down("--corrections", str(folder)) == 0
     assert (folder / "corrections" / "watches" / "1.png").read_bytes() == picture
