@@ -91,6 +91,8 @@ def main(args: argparse.Namespace) -> None:
                 file.flush()
             if rows:
                 print(line(rows), flush=True)
+            if stop:
+                break
     if stop:
         print("stopped by SIGTERM: the trainings that had ended are kept", flush=True)
 

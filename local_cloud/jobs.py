@@ -67,6 +67,8 @@ class Jobs:
             if old.ended_at is not None and old.ended_at < limit:
                 self.jobs.pop(other, None)
         self.jobs[name] = job
+        if self.store.get(self.kind, name)[f"{self.kind}Status"] == "Stopping":
+            job.stopping.set()  # Somebody found it in a list before it was here.
         job.start()
 
     def describe(self, params, region):

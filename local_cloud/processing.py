@@ -149,14 +149,14 @@ class ProcessingJob(Job):
         specification = record["AppSpecification"]
         entrypoint = specification.get("ContainerEntrypoint")
         entrypoint = entrypoint or mapped_command(specification["ImageUri"])
+        command = [*entrypoint, *specification.get("ContainerArguments", [])]
         containers = self.cluster.containers
         for container in containers:
             container.add_python()
             for name in ("config", "output"):
                 (container.ml / name).mkdir()
         for entry in inputs(record):
-            words = [*entrypoint, *specification.get("ContainerArguments", [])]
-            self.fetch(entry["S3Input"], words)
+            self.fetch(entry["S3Input"], command)
         for rank, container in enumerate(containers):
             self.write_configuration(record, rank, container)
             for number, output in enumerate(outputs(record)):
@@ -166,7 +166,7 @@ class ProcessingJob(Job):
                     sync = FolderSync(self.aws, folder, uri, scratch)
                     sync.start()
                     syncs.callback(sync.close)
-        return [*entrypoint, *specification.get("ContainerArguments", [])]
+        return command
 
     def fetch(self, source, words):
         """Bring one input to the hosts; the code that the command names is made to run there."""

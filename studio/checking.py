@@ -15,6 +15,9 @@ import numpy as np
 from studio import duplicates
 from studio.pictures import READ_AS_THEY_ARE, DataError, Problem, Source, open_for_training
 
+# What is wrong with one file; any other error of the system may pass.
+UNREADABLE = (FileNotFoundError, IsADirectoryError, PermissionError)
+
 
 class Checked(NamedTuple):
     """What is wrong with a picture, or else its hash and its format as training reads it."""
@@ -59,7 +62,7 @@ def check_picture(path: Path, short_side: int | None = None) -> Checked:
         pixels = decode(picture, duplicates.PIXELS, 1)[0].numpy()
     except PictureError as error:
         return Checked(str(error))
-    except OSError as error:
+    except UNREADABLE as error:
         return Checked(f"the file cannot be read: {error.strerror}")
     # A phone's JPEG with a second picture behind the first, which every reader takes for a JPEG.
     kind = "JPEG" if picture.format == "MPO" else picture.format

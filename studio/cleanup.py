@@ -26,6 +26,7 @@ JOBS = (
     ("training job", "training", "TrainingJob"),
     ("processing job", "processing", "ProcessingJob"),
 )
+ENDED_MEANWHILE = ("ValidationException", "ResourceNotFound")  # Or being stopped.
 STOPPING_SECONDS = 300  # A job that is stopped has two minutes to save what it has.
 
 
@@ -60,11 +61,18 @@ def stop_jobs(cloud):
         for name in running(cloud, operation, noun):
             try:
                 getattr(client, f"stop_{operation}_job")(**{f"{noun}Name": name})
-            except ClientError:  # It has just ended, or is being stopped.
+            except ClientError as error:
+                if error.response["Error"]["Code"] not in ENDED_MEANWHILE:
+                    raise
                 continue
             print(f"stopped the {kind} {name}")
     deadline = time.monotonic() + STOPPING_SECONDS
-    while any(running(cloud, *job[1:]) for job in JOBS) and time.monotonic() < deadline:
+    while any(running(cloud, *job[1:]) for job in JOBS):
+        if time.monotonic() > deadline:
+            print(
+                f"jobs of this run have not ended within {STOPPING_SECONDS} s: stopped all the same"
+            )
+            return
         time.sleep(poll(cloud))
 
 

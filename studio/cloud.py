@@ -236,7 +236,9 @@ def find_role(boto_session, bucket):
         role = get_execution_role()
     except (ValueError, ClientError) as error:
         raise none from error
-    if "/aws-reserved/" in role:  # A person's, of the IAM Identity Center; no service may take it.
+    if (
+        "/AWSReservedSSO_" in role
+    ):  # A person's, of the IAM Identity Center; no service may take it.
         raise none
     return role
 

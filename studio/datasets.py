@@ -248,11 +248,9 @@ def _find(name, downloads):
         if path.is_dir() or (path.is_file() and path.suffix.lower() in links.SUFFIXES):
             return path
         if path.is_file() and path.suffix.lower() == ".zip":
-            # By size and time, so that another archive of that name, or this one packed anew with
-            # a picture in another class, does not get the pictures of before.
-            facts = path.stat()
-            place = downloads / f"{path.stem}-{facts.st_size}-{facts.st_mtime_ns}"
-            return zips.unzip(path, place / path.stem)
+            # By its content, so that another archive of that name, or this one packed anew with a
+            # picture in another class, does not get the pictures of before.
+            return zips.unzip(path, downloads / f"{path.stem}-{zips.digest(path)}" / path.stem)
     raise DataError(
         f"There is no folder “{places[0].name}” and no list of that name. Give “fashion-mnist”, a "
         f"folder with one sub-folder a class, a zip of one, or a list of links "

@@ -91,7 +91,7 @@ def follow(cloud, name, kind="TrainingJob", show=OUR_LINES):
         if status in FINAL:
             break
         time.sleep(poll(cloud))
-    # One that was stopped for want of time, of capacity or of patience has no whole result.
+    # One that was stopped because its time was over has no whole result.
     reason = job.get("FailureReason") or (phase if phase in OUT_OF_TIME else None)
     if status == "Failed" or reason:
         raise JobFailed(f"{name}: {reason or 'no reason given'}")
@@ -267,7 +267,8 @@ def wait_for_endpoint(cloud, name):
         endpoint = client.describe_endpoint(EndpointName=name)
         status = endpoint["EndpointStatus"]
         rolled_back = rolled_back or status == "RollingBack"
-        if status == "InService" and not rolled_back:
+        failed = rolled_back or "FailureReason" in endpoint
+        if status == "InService" and not failed:
             return time.monotonic() - started
         if status not in ON_THE_WAY:
             state = f"{status} after its update was rolled back" if rolled_back else status

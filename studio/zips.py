@@ -7,6 +7,8 @@ trusted: no name leads out of the folder, no link is followed, and no more is un
 and the limits allow.
 """
 
+import contextlib
+import hashlib
 import shutil
 import stat
 import tempfile
@@ -31,8 +33,10 @@ MAX_FILES = 500_000
 CONNECT_SECONDS, READ_SECONDS = 10, 60
 TRIES = 5
 CHUNK = 1024**2
-DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
-DAMAGED += (UnicodeDecodeError,)
+DAMAGED = (
+    *(zipfile.BadZipFile, zlib.error, EOFError, UnicodeDecodeError),
+    *(NotImplementedError, RuntimeError),
+)
 # What operating systems add to archives.
 NO_PICTURES = ("__MACOSX",)
 
@@ -107,21 +111,39 @@ def unzip(archive: str | Path, folder: str | Path, max_bytes: int = MAX_BYTES) -
     return _class_root(folder)
 
 
+def digest(archive: str | Path) -> str:
+    """Stands for what an archive holds: the names, sizes and checksums that it lists.
+
+    Raises DataError where the archive is damaged.
+    """
+    archive = Path(archive)
+    with _opened(archive) as opened:
+        facts = [(each.filename, each.file_size, each.CRC) for each in opened.infolist()]
+    return hashlib.sha256(repr(facts).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
 def _unpack(archive, folder, max_bytes):
     folder.mkdir()
+    with _opened(archive) as opened:
+        members = [each for each in opened.infolist() if not each.is_dir()]
+        _check(archive, members, max_bytes)
+        for member in members:
+            if not _is_wanted(member.filename):
+                continue
+            target = folder.joinpath(*PurePosixPath(member.filename).parts)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            # Its reader stops at the size that the directory of the archive states, and compares
+            # the checksum.
+            with opened.open(member) as source, target.open("xb") as file:
+                shutil.copyfileobj(source, file, CHUNK)
+
+
+@contextlib.contextmanager
+def _opened(archive):
+    """The ZipFile; what goes wrong with it becomes a DataError."""
     try:
         with zipfile.ZipFile(archive) as opened:
-            members = [each for each in opened.infolist() if not each.is_dir()]
-            _check(archive, members, max_bytes)
-            for member in members:
-                if not _is_wanted(member.filename):
-                    continue
-                target = folder.joinpath(*PurePosixPath(member.filename).parts)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                # Its reader stops at the size that the directory of the archive states, and
-                # compares the checksum.
-                with opened.open(member) as source, target.open("xb") as file:
-                    shutil.copyfileobj(source, file, CHUNK)
+            yield opened
     except DAMAGED as error:
         raise DataError(
             f"“{archive.name}” is damaged or no zip that can be read ({error}): remove it and "

@@ -284,6 +284,29 @@ def test_sigterm_ends_the_training_and_saves_the_best_model(stripes, tmp_path, w
     assert load_classifier(tmp_path / "model").facts["best_epoch"] == int(epoch)
 
 
+FAILS = """
+import sys
+sys.path.insert(0, {root!r})
+import train_model
+from vision import cli, training
+def fail(*arguments, **options):
+    raise RuntimeError("out of memory")
+training.Trainer._step = fail
+sys.exit(cli.run(train_model.main, train_model.get_args_parser().parse()))
+"""
+
+
+def test_an_error_ends_the_processes_that_load_data_too(stripes, tmp_path):
+    script = tmp_path / "fails.py"
+    script.write_text(FAILS.format(root=str(ROOT)))
+    words = ["--train", stripes / "train", "--valid", stripes / "valid", "--workers", 1]
+    words += ["--model-dir", tmp_path / "model", "--output-data-dir", tmp_path / "output"]
+    command = [str(word) for word in (sys.executable, script, *words)]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert process.returncode == 1
+    assert process.stderr.strip().endswith("RuntimeError: out of memory")
+
+
 def test_a_training_killed_at_random_ends_with_the_weights_of_an_unbroken_one(
     run_script, training_job, stripes, tmp_path
 ):

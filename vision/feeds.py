@@ -5,7 +5,9 @@ drawn before: a resumed training, a loader with workers and a group of processes
 pictures, changed in the same way.
 """
 
+import atexit
 import math
+import multiprocessing
 import signal
 from collections.abc import Iterator, Sequence
 
@@ -180,7 +182,13 @@ def load(
         prefetch_factor=4 if workers else None,
         worker_init_fn=_leave_stopping_to_the_main_process,
     )
-    for chunks, (X, y) in zip(mine, loader, strict=True):
+    # A worker that starts must not be ended before it has learnt to ignore that.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        batches = iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    for chunks, (X, y) in zip(mine, batches, strict=True):
         yield torch.cat([numbers for _, numbers in chunks]), X, y
 
 
@@ -192,3 +200,14 @@ def _leave_stopping_to_the_main_process(worker: int) -> None:
     # A job is stopped by a signal to all of its processes; without its workers the main process
     # could not finish its step and save the model.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+
+
+@atexit.register
+def _end_workers() -> None:
+    """End what an error has left: multiprocessing would use the signal that they ignore, and wait."""
+    workers = multiprocessing.active_children()
+    if workers:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler would raise here.
+    for worker in workers:
+        worker.kill()

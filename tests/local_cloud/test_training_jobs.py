@@ -133,7 +133,7 @@ def test_stopping_keeps_what_the_script_saves_on_sigterm(cloud):
         """
 import os, signal, sys, time
 def save(*_):
-    time.sleep(1)
+    time.sleep(2)
     open(os.path.join(os.environ["SM_MODEL_DIR"], "half.txt"), "a").write("half;")
     sys.exit(0)
 signal.signal(signal.SIGTERM, save)

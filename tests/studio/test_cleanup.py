@@ -81,7 +81,9 @@ def test_all_of_a_run_is_counted_and_removed_and_nothing_of_another(cloud, other
 
 def test_a_search_that_still_runs_is_stopped_with_its_trials(cloud, capsys):
     name = start_tuning(cloud, "endless", limit=1, trials=50)
+    deadline = time.monotonic() + 60
     while not left(cloud, timeout=0)["training jobs running"]:
+        assert time.monotonic() < deadline
         time.sleep(0.05)
     clean_up(cloud)
     assert f"stopped the tuning job {name}" in capsys.readouterr().out

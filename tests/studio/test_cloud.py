@@ -208,12 +208,13 @@ def test_a_bucket_that_may_not_be_made_is_told():
         make_bucket(Forbidding(), "mine", "us-east-1")
 
 
-def test_a_role_of_a_person_is_not_taken_for_that_of_a_job(monkeypatch):
+@pytest.mark.parametrize("path", ["", "aws-reserved/sso.amazonaws.com/"])
+def test_a_role_of_a_person_is_not_taken_for_that_of_a_job(monkeypatch, path):
     from sagemaker.core.helper import session_helper
 
     from studio.cloud import find_role
 
-    person = "arn:aws:iam::123456789012:role/aws-reserved/sso.amazonaws.com/AWSReservedSSO_Admin_1"
+    person = f"arn:aws:iam::123456789012:role/{path}AWSReservedSSO_Admin_1"
     monkeypatch.delenv("SAGEMAKER_ROLE", raising=False)
     monkeypatch.setattr(session_helper, "get_execution_role", lambda: person)
     with pytest.raises(CloudError, match="set SAGEMAKER_ROLE"):

@@ -144,7 +144,7 @@ def test_an_update_that_was_rolled_back_or_ended_otherwise_is_no_success(last):
         def describe_endpoint(self, EndpointName):
             return {"EndpointStatus": next(statuses)}
 
-    with pytest.raises(JobFailed, match=f"mine: .*{last}"):
+    with pytest.raises(JobFailed, match=f"mine: {last} after its update was rolled back"):
         jobs.wait_for_endpoint(Cloud(), "mine")
 
 
