@@ -69,9 +69,7 @@ def stop_jobs(cloud):
     deadline = time.monotonic() + STOPPING_SECONDS
     while any(running(cloud, *job[1:]) for job in JOBS):
         if time.monotonic() > deadline:
-            print(
-                f"jobs of this run have not ended within {STOPPING_SECONDS} s: stopped all the same"
-            )
+            print(f"some have not ended within {STOPPING_SECONDS} s and may write more objects")
             return
         time.sleep(poll(cloud))
 

@@ -205,7 +205,7 @@ def _leave_stopping_to_the_main_process(worker: int) -> None:
 
 @atexit.register
 def _end_workers() -> None:
-    """End what an error has left: multiprocessing would use the signal that they ignore, and wait."""
+    """End what an error has left; multiprocessing would use the signal that they ignore."""
     workers = multiprocessing.active_children()
     if workers:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler would raise here.
