@@ -236,9 +236,8 @@ def find_role(boto_session, bucket):
         role = get_execution_role()
     except (ValueError, ClientError) as error:
         raise none from error
-    if (
-        "/AWSReservedSSO_" in role
-    ):  # A person's, of the IAM Identity Center; no service may take it.
+    # A person's, of the IAM Identity Center, which no service may take.
+    if "/AWSReservedSSO_" in role:
         raise none
     return role
 
