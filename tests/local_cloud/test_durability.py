@@ -218,10 +218,9 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(small_disk):
 def test_a_bucket_made_on_a_full_disk_does_not_keep_the_cloud_from_starting(small_disk):
     cloud = start(small_disk / "home")
     filler = small_disk / "filler"
-    with filler.open("wb") as file, contextlib.suppress(OSError):
+    with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
         while True:
             file.write(bytes(4096))
-            file.flush()
     refused = None
     while refused is None:  # What is allocated already takes some more.
         bucket = f"{BUCKET}-{time.monotonic_ns()}"
