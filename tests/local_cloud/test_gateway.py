@@ -419,11 +419,18 @@ def test_a_fault_of_the_function_is_told_without_details(running, what):
     assert ask(running, "/do/pid")[0] == 200
 
 
+def has_threads(pid):
+    """Whether threads of a process that has ended still hold its connections, for a moment."""
+    with contextlib.suppress(psutil.Error):
+        return psutil.Process(pid).num_threads() > 1
+    return False
+
+
 def test_a_worker_is_kept_and_replaced_when_it_is_killed(running):
     pid = ask(running, "/do/pid")[1]
     assert ask(running, "/do/pid")[1] == pid
     os.kill(pid, signal.SIGKILL)
-    until(lambda: not is_alive(pid))
+    until(lambda: not is_alive(pid) and not has_threads(pid))
     status, other = ask(running, "/do/pid")
     assert status == 200
     assert other != pid
