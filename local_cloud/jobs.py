@@ -66,9 +66,13 @@ class Jobs:
         for other, old in list(self.jobs.items()):
             if old.ended_at is not None and old.ended_at < limit:
                 self.jobs.pop(other, None)
+        self.begin(name, job)
+
+    def begin(self, name, job):
+        """Start a new job; one that somebody found in a list and stopped already stops at once."""
         self.jobs[name] = job
         if self.store.get(self.kind, name)[f"{self.kind}Status"] == "Stopping":
-            job.stopping.set()  # Somebody found it in a list before it was here.
+            job.stopping.set()
         job.start()
 
     def describe(self, params, region):
@@ -85,10 +89,8 @@ class Jobs:
         job = self.jobs.get(name)
         if job is None:  # It ended, perhaps before this server started.
             begin_stopping(self.store, self.kind, name)
-            job = self.jobs.get(name)  # It was being created.
-            if job is not None:
-                job.stop()
-        else:
+            job = self.jobs.get(name)  # Or it was being created.
+        if job is not None:
             job.stop()
 
     def delete(self, params, region):

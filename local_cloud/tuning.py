@@ -71,10 +71,7 @@ class Tuning(Jobs):
         job = TuningJob(
             self.store, self.training, name, region, on_end=lambda: self.jobs.pop(name, None)
         )
-        self.jobs[name] = job
-        if self.store.get(KIND, name)[f"{KIND}Status"] == "Stopping":
-            job.stopping.set()  # Somebody found it in a list before it was here.
-        job.start()
+        self.begin(name, job)
         return answer
 
     def describe(self, params, region):
