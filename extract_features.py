@@ -16,6 +16,7 @@ already is not computed again. Every 5 seconds the speed is printed:
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -93,13 +94,21 @@ def extract(
         entries = spread(entries, DRY_RUN_PICTURES)
     preprocessing = pretrained_preprocessing(args.model, image_size)
 
-    def load_images() -> torch.Tensor:
-        names = sorted({entry.class_name for entry in entries})
-        return load_split(entries, names, image_size, preprocessing.channels).images
+    class_names = sorted({entry.class_name for entry in entries})
 
-    folders = [Path(args.output)]
-    data_hash = hash_split(entries)
-    cached_features(network, preprocessing, data_hash, load_images, views, folders, must_keep=True)
+    def load_images(entries: Sequence[Entry]) -> torch.Tensor:
+        return load_split(entries, class_names, image_size, preprocessing.channels).images
+
+    cached_features(
+        network,
+        preprocessing,
+        entries,
+        hash_split(entries),
+        load_images,
+        views,
+        [Path(args.output)],
+        must_keep=True,
+    )
 
 
 if __name__ == "__main__":

@@ -25,11 +25,12 @@ machine and of every step to <output-data-dir>/profile. Neither changes the weig
 """
 
 import argparse
+import contextlib
 import hashlib
 import os
 import sys
 import time
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -40,6 +41,7 @@ from vision.calibration import choose_threshold, fit_temperature
 from vision.cli import ArgumentParser, add_dry_run, ranged, run
 from vision.distributed import Group
 from vision.instruments import watching
+from vision.models import LITE0_PACKAGE
 from vision.progress import HistoryWriter
 from vision.setup import Setup, prepare
 from vision.training import PLACES, WATCHING, StopRequest, Trainer, evaluate
@@ -106,6 +108,11 @@ def main(args: argparse.Namespace) -> None:
         describe(setup, logits, args)
         setup.classifier.facts["best_epoch"] = best.metrics.get("epoch", 0)
         setup.classifier.facts["processes"] = group.size
+        setup.classifier.facts["computed_on"] = {
+            "device": trainer.device.type,
+            "precision": trainer.precision,
+            "threads": torch.get_num_threads(),
+        }
         setup.classifier.facts["seconds"] = round(time.perf_counter() - start, 1)
         setup.classifier.save(args.model_dir, CODE)
         if stop:
@@ -129,6 +136,7 @@ def describe(setup: Setup, logits: torch.Tensor, args: argparse.Namespace) -> No
     classifier.facts |= {
         "metrics": {**evaluate(logits, labels), "valid_loss_calibrated": calibrated},
         "data_hash": setup.data_hash,
+        "valid_hash": setup.valid_hash,
         "train_pictures": len(setup.train),
         "train_counts": dict(zip(classifier.class_names, counts.tolist(), strict=True)),
         "valid_pictures": len(setup.valid),
@@ -169,8 +177,12 @@ def hyperparameters(args: argparse.Namespace, without: tuple[str, ...] = ()) -> 
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the libraries that decide what a training gives."""
-    names = ("torch", "torchvision", "safetensors", "pillow")
-    return {"python": sys.version.split()[0], **{name: version(name) for name in names}}
+    found = {"python": sys.version.split()[0]}
+    for name in ("torch", "torchvision", "safetensors", "pillow", "timm", LITE0_PACKAGE):
+        # The last two only where efficientnet_lite0 is to be had.
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def code_hash() -> str:

@@ -25,9 +25,9 @@ def test_a_later_job_finds_its_features_and_reads_no_picture(run_script, stripes
     for split, views in (("train", 3), ("valid", 1)):
         entries = list_split(stripes / split)
         folders = [tmp_path / "features"]
-        found = cached_features(
-            network, preprocessing, hash_split(entries), pytest.fail, views, folders
-        )
+        known = (network, preprocessing, entries, hash_split(entries))
+        found, precisions = cached_features(*known, pytest.fail, views, folders)
+        assert precisions == ["float32"]
         images = load_split(entries, ["lying", "squares", "standing"], 32, 3).images
         expected = backbone_features(network, preprocessing, images, views - 1)
         assert torch.allclose(found[-1], expected, atol=1e-4)

@@ -7,10 +7,11 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
+from importlib.metadata import version
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from samples import LAST_LINE, METRIC_LINE, encode, huge_png, noise, write_tar
 from torch.nn import functional as F
 
@@ -19,7 +20,8 @@ import train_model
 from tools import ROOT
 from vision.classifier import load_classifier
 from vision.cli import run
-from vision.data import list_split, load_split
+from vision.data import hash_split, list_split, load_split
+from vision.training import choose_device
 
 
 @pytest.fixture(autouse=True)
@@ -77,6 +79,13 @@ def test_the_artifact_is_complete(training_job, stripes):
     assert described["data_hash"] == train.data_hash
     assert described["hyperparameters"]["epochs"] == 4
     assert described["versions"]["torch"] == torch.__version__.partition("+")[0]
+    assert described["versions"]["timm"] == version("timm")
+    assert described["valid_hash"] == hash_split(list_split(stripes / "valid"))
+    assert described["code_hash"] == train_model.code_hash()
+    # `--precision auto` and the number of threads decide the weights, too.
+    device, dtype = choose_device("auto")
+    precision = str(dtype or torch.float32).removeprefix("torch.")
+    assert described["computed_on"] == {"device": device.type, "precision": precision, "threads": 1}
     for name in (
         "inference.py",
         "requirements.txt",
@@ -316,17 +325,19 @@ def test_a_training_killed_at_random_ends_with_the_weights_of_an_unbroken_one(
     words += ("--train", stripes / "train", "--valid", stripes / "valid")
     words += ("--checkpoint-dir", checkpoints, "--model-dir", model, "--output-data-dir", output)
     command = [str(word) for word in (sys.executable, ROOT / "train_model.py", *words)]
-    wait = random.Random(0)
-    for _ in range(2):
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        while not process.stdout.readline().startswith("training "):
+    # Of 20 steps, a checkpoint after each. Where in the next step the signal comes is chance.
+    for step in sorted(random.Random(0).sample(range(1, 17), 2)):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        while not any(steps_done(path) >= step for path in checkpoints.glob("checkpoint-*")):
             assert process.poll() is None
-        time.sleep(wait.uniform(0, 0.4))
         process.kill()
-        process.communicate()
+        assert process.wait() == -signal.SIGKILL, "it ended before it was killed"
     process = run_script("train_model.py", *words)
     assert process.returncode == 0, process.stderr
-    assert "resumed at epoch " in process.stdout
+    epoch, steps = map(
+        int, re.search(r"resumed at epoch (\d) after (\d) of", process.stdout).groups()
+    )
+    assert step <= 5 * (epoch - 1) + steps < 20
     whole = training_job[1] / "model.safetensors", training_job[2] / "history.csv"
     assert (model / "model.safetensors").read_bytes() == whole[0].read_bytes()
     # All but the last two columns, which are seconds.
@@ -335,6 +346,40 @@ def test_a_training_killed_at_random_ends_with_the_weights_of_an_unbroken_one(
         for path in (whole[1], output / "history.csv")
     ]
     assert curves[0] == curves[1]
+
+
+def steps_done(checkpoint):
+    return int(checkpoint.stem.rsplit("-", 1)[1])
+
+
+def test_two_processes_share_the_work_of_a_frozen_backbone(run_script, stripes, tmp_path):
+    """Each computes the features of its half, one writes them; the head learns as it does alone."""
+    words = ["--recipe", "photos", "--image-size", 32, "--epochs", 5, "--precision", "float32"]
+    # Each process draws its own dropout.
+    words += ["--dropout", 0, "--optimizer", "sgd", "--lr", 0.05]
+    found = {}
+    for name, launcher in {"alone": [], "both": ["-m", "torch.distributed.run"]}.items():
+        folder = tmp_path / name
+        for split in ("train", "valid"):
+            shutil.copytree(stripes / split, folder / split)
+        launcher += ["--standalone", "--nproc-per-node", 2] if launcher else []
+        places = ["--train", folder / "train", "--valid", folder / "valid"]
+        places += ["--model-dir", folder / "model", "--output-data-dir", folder / "output"]
+        command = [sys.executable, *launcher, ROOT / "train_model.py", *words, *places]
+        process = subprocess.run([str(word) for word in command], capture_output=True, text=True)
+        assert process.returncode == 0, process.stderr
+        assert process.stdout.count("computed the features of 72 pictures in 2 view(s)") == 1
+        files = {path.name: path for path in folder.glob("*-features/*")}
+        found[name] = process.stdout, files, load_file(folder / "model" / "model.safetensors")
+    assert "read 36 training pictures" in found["both"][0]
+    assert "read 12 validation pictures" in found["both"][0]
+    assert set(found["alone"][1]) == set(found["both"][1])
+    assert len(found["both"][1]) == 3
+    for name, path in found["alone"][1].items():
+        features = [load_file(each)["features"] for each in (path, found["both"][1][name])]
+        assert torch.allclose(*features, atol=1e-4)
+    for name, weights in found["alone"][2].items():
+        assert torch.allclose(weights, found["both"][2][name], atol=1e-3), name
 
 
 EVERY_STEP = """

@@ -49,6 +49,19 @@ class Group:
             dist.all_reduce(tensor)
         return tensor
 
+    def share(self, count: int) -> slice:
+        """Return which of so many rows, in order, are this process's to compute."""
+        return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
+
+    def joined(self, mine: torch.Tensor, count: int) -> torch.Tensor:
+        """Return all rows (count, ...) on the CPU, of which each process gives its share."""
+        if self.size == 1:
+            return mine
+        everyone = mine.new_zeros(count, *mine.shape[1:])
+        everyone[self.share(count)] = mine
+        dist.all_reduce(everyone)
+        return everyone
+
     def any(self, *flags: bool) -> list[bool]:
         """Return for each flag whether any process has set it."""
         if self.size == 1:

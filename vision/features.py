@@ -20,6 +20,8 @@ from torch.nn import functional as F
 from torch.nn.utils import fuse_conv_bn_eval
 
 from vision.classifier import forward_batch_size
+from vision.data import Entry
+from vision.distributed import Group
 from vision.errors import ExpectedError
 from vision.models import Network
 from vision.preprocessing import Preprocessing
@@ -86,10 +88,12 @@ def backbone_features(
     view: int = 0,
     say: Callable[[str], None] = say_at_once,
     dtype: torch.dtype = torch.float32,
+    offset: int = 0,
 ) -> torch.Tensor:
     """Return float32 features (N, feature_dim) on the CPU for a view of uint8 (N, C, H, W).
 
-    They are computed under autocast to `dtype`. Says the speed every 5 seconds.
+    They are computed under autocast to `dtype`. The first picture here is number `offset` of its
+    split. Says the speed every 5 seconds.
     """
     device = next(network.parameters()).device
     # Both leave the features as they are, within rounding; `python benchmarks/training.py folding`
@@ -99,7 +103,7 @@ def backbone_features(
     start = last = time.perf_counter()
     step = forward_batch_size(images)
     for first in range(0, len(images), step):
-        batch = view_pictures(images[first : first + step], view, first)
+        batch = view_pictures(images[first : first + step], view, offset + first)
         X = preprocessing.normalise(batch.to(device)).contiguous(memory_format=torch.channels_last)
         # Only here: a head cannot be trained on tensors that were made in this mode.
         with torch.inference_mode(), torch.autocast(device.type, dtype, dtype != torch.float32):
@@ -115,46 +119,61 @@ def backbone_features(
 def cached_features(
     network: Network,
     preprocessing: Preprocessing,
+    entries: Sequence[Entry],
     data_hash: str,
-    load_images: Callable[[], torch.Tensor],
+    load_images: Callable[[Sequence[Entry]], torch.Tensor],
     views: int,
     folders: Sequence[Path],
     say: Callable[[str], None] = say_at_once,
     dtype: torch.dtype = torch.float32,
     must_keep: bool = False,
-) -> torch.Tensor:
+    group: Group | None = None,
+) -> tuple[torch.Tensor, list[str]]:
     """Return float32 features (views, N, feature_dim) of the pictures behind `data_hash`.
 
-    Views that one of the `folders` holds are read, where they were computed in float32 or `dtype`;
-    only the others are computed, in `dtype`, from the uint8 pictures (N, C, H, W) that
-    `load_images` returns, and kept in the first folder that can be written; where none can,
-    `must_keep` raises ExpectedError. Where left and right matter only one view makes sense: the
-    second is mirrored.
+    And, without repetition, the precisions that they were computed in. Views that one of the
+    `folders` holds are read, where they were computed in float32 or `dtype`; only the others are
+    computed, in `dtype`, from the uint8 pictures (n, C, H, W) that `load_images` returns for
+    entries, each process of the group its share. The main one keeps them in the first folder that
+    can be written; where none can, `must_keep` raises ExpectedError. Where left and right matter
+    only one view makes sense: the second is mirrored.
     """
+    group = group or Group()
     dtypes = (torch.float32, dtype)
     keys = _cache_keys(network, preprocessing, data_hash, range(views), dtypes)
     found = {view: _read(each, network.feature_dim, folders, say) for view, each in keys.items()}
-    missing = [view for view, features in found.items() if features is None]
+    # Hosts may hold different files: what one of them lacks is computed by all.
+    missing = [view for view in found if group.any(found[view] is None)[0]]
     if missing:
-        images, start = load_images(), time.perf_counter()
+        start = time.perf_counter()
+        share = group.share(len(entries))
+        mine = entries[share]
+        images = load_images(mine) if mine else None
         for view in missing:
-            found[view] = backbone_features(network, preprocessing, images, view, say, dtype)
-            reasons = _write(found[view], keys[view][-1], folders)
+            own = torch.empty(0, network.feature_dim)
+            if images is not None:
+                own = backbone_features(
+                    network, preprocessing, images, view, say, dtype, share.start
+                )
+            features = group.joined(own, len(entries))
+            found[view] = features, dtype
+            reasons = _write(features, keys[view][dtype], folders) if group.is_main else ""
             if reasons and must_keep:
                 raise ExpectedError(f"the features cannot be written: {reasons}")
             if reasons:
                 say(f"the features cannot be kept ({reasons}): the next run computes them again")
         seconds = time.perf_counter() - start
-        speed = len(missing) * len(images) / seconds
+        speed = len(missing) * len(entries) / seconds
         say(
-            f"computed the features of {len(images)} pictures in {len(missing)} view(s) with "
+            f"computed the features of {len(entries)} pictures in {len(missing)} view(s) with "
             f"{network.name} in {seconds:.1f} seconds, {speed:.0f} pictures/s"
         )
-    result = torch.empty(views, *found[0].shape)
+    precisions = sorted({str(kind).removeprefix("torch.") for _, kind in found.values()})
+    result = torch.empty(views, *found[0][0].shape)
     for view in range(views):
         # Given up one by one, so that there are never two copies of all.
-        result[view] = found.pop(view)
-    return result
+        result[view] = found.pop(view)[0]
+    return result, precisions
 
 
 def _cache_keys(
@@ -163,7 +182,7 @@ def _cache_keys(
     data_hash: str,
     views: Iterable[int],
     dtypes: Sequence[torch.dtype],
-) -> dict[int, list[str]]:
+) -> dict[int, dict[torch.dtype, str]]:
     """Return for each view a SHA-256 over all that it depends on, for each of the types."""
     digest = hashlib.sha256()
     for name, tensor in network.backbone.state_dict().items():
@@ -182,7 +201,7 @@ def _cache_keys(
         text = json.dumps({**dependence, **mark, "view": view}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
-    return {view: [key(view, dtype) for dtype in dict.fromkeys(dtypes)] for view in views}
+    return {view: {dtype: key(view, dtype) for dtype in dtypes} for view in views}
 
 
 def _bytes(tensor: torch.Tensor) -> memoryview:
@@ -190,11 +209,14 @@ def _bytes(tensor: torch.Tensor) -> memoryview:
 
 
 def _read(
-    keys: Sequence[str], feature_dim: int, folders: Sequence[Path], say: Callable[[str], None]
-) -> torch.Tensor | None:
-    """Return the first sound features among those that the keys name, or None."""
-    places = itertools.product(keys, folders)
-    for path in (Path(folder, f"{key}.safetensors") for key, folder in places):
+    keys: dict[torch.dtype, str],
+    feature_dim: int,
+    folders: Sequence[Path],
+    say: Callable[[str], None],
+) -> tuple[torch.Tensor, torch.dtype] | None:
+    """Return the first sound features among those that the keys name, and their key's type."""
+    for (dtype, key), folder in itertools.product(keys.items(), folders):
+        path = Path(folder, f"{key}.safetensors")
         if not path.is_file():
             continue
         try:
@@ -206,7 +228,7 @@ def _read(
         sound = features.dtype == torch.float32 and features.shape[1:] == (feature_dim,)
         if sound and metadata.get("sha256") == hashlib.sha256(_bytes(features)).hexdigest():
             say(f"read the features of {len(features)} pictures from {path}")
-            return features
+            return features, dtype
         say(f"{path} is damaged: computing the features again")
     return None
 

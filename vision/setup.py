@@ -96,7 +96,8 @@ def prepare(args: argparse.Namespace, group: Group | None = None) -> Setup:
         # The second view is the mirror image.
         views = args.views if "flip" in augment else 1
         entries = (train_entries, valid_entries)
-        return _frozen(args, classifier, reader, entries, views, dtype or torch.float32, targets)
+        dtype = dtype or torch.float32
+        return _frozen(args, classifier, reader, entries, views, dtype, targets, group)
 
     train, valid = reader.read(train_entries, "training"), reader.read(valid_entries, "validation")
     if preprocessing is None:
@@ -173,6 +174,7 @@ def _frozen(
     train_views: int,
     dtype: torch.dtype,
     targets: torch.Tensor | None,
+    group: Group,
 ) -> Setup:
     """Set up the training of the head alone, on features that are computed once.
 
@@ -181,24 +183,28 @@ def _frozen(
 
     def feed(
         entries: list[Entry], folder: str, views: int, dtype: torch.dtype, what: str
-    ) -> tuple[FeatureFeed, str]:
+    ) -> tuple[FeatureFeed, str, list[str]]:
         labels, data_hash = labels_of(entries, reader.class_names), hash_split(entries)
         folders = [Path(args.features)] if args.features else []
         folders.append(Path(f"{Path(folder)}-features"))
-        features = cached_features(
+        features, precisions = cached_features(
             classifier.model,
             classifier.preprocessing,
+            entries,
             data_hash,
-            lambda: reader.read(entries, what).images,
+            lambda mine: reader.read(mine, what).images,
             views,
             folders,
             reader.say,
             dtype,
+            group=group,
         )
-        return FeatureFeed(features, labels, len(reader.class_names)), data_hash
+        return FeatureFeed(features, labels, len(reader.class_names)), data_hash, precisions
 
-    train, data_hash = feed(entries[0], args.train, train_views, dtype, "training")
-    valid, valid_hash = feed(entries[1], args.valid, 1, torch.float32, "validation")
+    train, data_hash, precisions = feed(entries[0], args.train, train_views, dtype, "training")
+    valid, valid_hash, _ = feed(entries[1], args.valid, 1, torch.float32, "validation")
+    # What an earlier run or job left decides it, too, and with it the weights.
+    classifier.facts["features_precision"] = precisions
     return Setup(classifier, classifier.model.head, train, valid, data_hash, valid_hash, targets)
 
 

@@ -87,15 +87,12 @@ def logits_of(
     Each is the mean over so many views of the picture, see `mean_logits`.
     """
     model.eval()
-    numbers = torch.arange(len(feed)).tensor_split(group.size)[group.rank]
+    numbers = torch.arange(len(feed))[group.share(len(feed))]
     rows = [
         mean_logits(model, feed.inputs(feed.plain(batch), device), views).float().cpu()
         for batch in numbers.split(feed.eval_batch)
     ]
-    mine = torch.cat(rows)
-    everyone = torch.zeros(len(feed), mine.shape[1])
-    everyone[numbers] = mine
-    return group.sum(everyone)
+    return group.joined(torch.cat(rows), len(feed))
 
 
 def evaluate(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
@@ -160,7 +157,7 @@ class Trainer:
         self.start = self.last_checkpoint = time.perf_counter()
 
     def __str__(self) -> str:
-        precision = f"{self.dtype} autocast".removeprefix("torch.") if self.dtype else "float32"
+        precision = f"{self.precision} autocast" if self.dtype else self.precision
         count = sum(p.numel() for p in self.module.parameters() if p.requires_grad)
         processes = f"{self.group.size} processes, " if self.group.size > 1 else ""
         return (
@@ -168,6 +165,11 @@ class Trainer:
             f"{self.args.recipe} ({self.device.type}, {precision}, {processes}"
             f"{torch.get_num_threads()} threads, {self.workers} loader workers)"
         )
+
+    @property
+    def precision(self) -> str:
+        """What networks compute in, whatever `--precision auto` meant on this machine."""
+        return str(self.dtype or torch.float32).removeprefix("torch.")
 
     def fit(self, on_epoch: Callable[[dict[str, str]], None], pictures_hash: str) -> Best:
         """Train and leave the module with the weights of its best epoch.

@@ -32,17 +32,18 @@ class Cache:
         self.preprocessing, self.data_hash = PREPROCESSING, "abc"
         self.said, self.loads = [], 0
 
-    def load_images(self):
+    def load_images(self, entries):
         self.loads += 1
-        return self.images
+        return self.images[list(entries)]
 
     def __call__(self, views, *folders, dtype=torch.float32, must_keep=False):
         self.said.clear()
         self.loads = 0
-        return cached_features(
-            *(self.network, self.preprocessing, self.data_hash, self.load_images),
-            *(views, folders, self.said.append, dtype, must_keep),
+        features, self.precisions = cached_features(
+            *(self.network, self.preprocessing, range(len(self.images)), self.data_hash),
+            *(self.load_images, views, folders, self.said.append, dtype, must_keep),
         )
+        return features
 
 
 @pytest.fixture
@@ -184,9 +185,14 @@ def test_in_bfloat16_features_are_near_and_kept_apart(cache, tmp_path):
 def test_float32_features_serve_a_training_in_any_precision(cache, tmp_path):
     exact = cache(1, tmp_path / "exact")
     cache(1, tmp_path / "near", dtype=torch.bfloat16)
+    assert cache.precisions == ["bfloat16"]
     found = cache(1, tmp_path / "near", tmp_path / "exact", dtype=torch.bfloat16)
     assert cache.loads == 0
     assert torch.equal(found, exact)
+    # Both give other weights than the other, so the model says which it were.
+    assert cache.precisions == ["float32"]
+    cache(2, tmp_path / "near", tmp_path / "exact", dtype=torch.bfloat16)
+    assert cache.precisions == ["bfloat16", "float32"]
 
 
 @pytest.mark.parametrize("damage", ["torn", "flipped", "foreign", "other model", "empty"])
