@@ -57,6 +57,8 @@ from vision.explain import grad_cam
 
 # The version of evaluation.json, for whoever reads it by program.
 SCHEMA_VERSION = 2
+# The channels of a processing job that it may have.
+TRAIN, PREVIOUS = Path("/opt/ml/processing/train"), Path("/opt/ml/processing/previous")
 # Two rows of a figure.
 SHOWN_PICTURES = 12
 
@@ -75,12 +77,12 @@ def get_args_parser() -> ArgumentParser:
     )
     parser.add_argument(
         "--train",
-        default="/opt/ml/processing/train",
+        default=TRAIN,
         help="training pictures for the logistic regression; left out where there are none",
     )
     parser.add_argument(
         "--previous-model",
-        default="/opt/ml/processing/previous",
+        default=PREVIOUS,
         help="like --model-dir, the model to compare with; left out where there is none",
     )
     parser.add_argument(
@@ -241,9 +243,11 @@ def compare(
     ) -> dict[str, Any] | None:
         try:
             if not folder.is_dir() or not any(folder.iterdir()):
-                raise ExpectedError(f"none was given ({flag})")
+                if folder in (TRAIN, PREVIOUS):
+                    raise ExpectedError(f"none was given ({flag})")
+                raise ExpectedError(f"{flag} names no folder, or an empty one")
             return measure()
-        except ExpectedError as error:
+        except (ExpectedError, OSError) as error:
             left_out.append(f"{what}, because {error}")
             return None
 

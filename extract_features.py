@@ -32,7 +32,13 @@ from vision.data import (
     spread,
 )
 from vision.features import cached_features
-from vision.models import MODEL_NAMES, Network, build_model, pretrained_preprocessing
+from vision.models import (
+    MODEL_NAMES,
+    Network,
+    build_model,
+    check_side,
+    pretrained_preprocessing,
+)
 from vision.training import choose_device
 
 
@@ -77,6 +83,7 @@ def main(args: argparse.Namespace) -> None:
     Path(args.output).mkdir(parents=True, exist_ok=True)
     train = list_split(args.train)
     image_size = args.image_size or natural_shape(train)[0]
+    check_side(args.model, image_size)
     class_names = sorted({entry.class_name for entry in train})
     device, _ = choose_device("float32")
     network = build_model(args.model, 3, len(class_names), pretrained=True).to(device)

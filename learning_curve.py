@@ -104,7 +104,7 @@ def rows_of(
 
     A row is one of learning_curve.csv.
     """
-    for seed in range(args.repeats):
+    for seed in range(args.seed, args.seed + args.repeats):
         train = setup.train.subset(stratified_share(setup.train.labels, share, seed))
         accuracy = accuracy_of(args, setup, train, seed, stop)
         if stop:

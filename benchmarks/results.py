@@ -13,10 +13,16 @@ END = "<!-- end -->"
 def conditions():
     """What a figure depends on besides the code, as a dictionary."""
     return {
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": core_count(),
         "python": platform.python_version(),
         "torch": version("torch"),
     }
+
+
+def core_count():
+    """How many of the machine's cores this process may use."""
+    has_affinity = hasattr(os, "sched_getaffinity")  # Not on macOS.
+    return len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count()
 
 
 def write_table(begin, table):

@@ -5,7 +5,7 @@ import time
 import pandas as pd
 from botocore.exceptions import ClientError
 
-from studio.jobs import FINAL, keys_below, poll
+from studio.jobs import FINAL, ON_THE_WAY, keys_below, poll
 
 BATCH = 1000  # The most objects that one call deletes.
 # What costs money while it exists: (kind, list operation, result, name field, delete operation).
@@ -27,6 +27,9 @@ JOBS = (
     ("processing job", "processing", "ProcessingJob"),
 )
 ENDED_MEANWHILE = ("ValidationException", "ResourceNotFound")  # Or being stopped.
+GONE = "Gone"
+GOING = ("Deleting", GONE)  # Of an endpoint that nobody has to delete.
+SETTLING_SECONDS = 900  # An endpoint that is made or updated; AWS takes some minutes.
 STOPPING_SECONDS = 300  # A job that is stopped has two minutes to save what it has.
 
 
@@ -46,12 +49,42 @@ def clean_up(cloud):
 
 
 def remove_hosting(cloud):
-    """Delete the endpoints, configurations and models of this run: what costs by the hour."""
+    """Delete the endpoints, configurations and models of this run: what costs by the hour.
+
+    What cannot be deleted is told, and does not keep the rest.
+    """
     client = cloud.client("sagemaker")
     for kind, operation, result, field, delete in HOSTING:
         for name in names(client, operation, result, field, cloud.run):
-            getattr(client, delete)(**{field: name})
+            if kind == "endpoint" and settled_status(cloud, name) in GOING:
+                continue
+            try:
+                getattr(client, delete)(**{field: name})
+            except ClientError as error:
+                print(f"the {kind} {name} is not deleted: {error.response['Error']['Message']}")
+                continue
             print(f"deleted the {kind} {name}")
+
+
+def settled_status(cloud, name):
+    """Status of an endpoint, after the change that it is in: until then it cannot be deleted."""
+    deadline = time.monotonic() + SETTLING_SECONDS
+    while True:
+        status = endpoint_status(cloud, name)
+        if status not in ON_THE_WAY or time.monotonic() > deadline:
+            return status
+        time.sleep(poll(cloud))
+
+
+def endpoint_status(cloud, name):
+    """Status of an endpoint, `GONE` where there is none."""
+    try:
+        endpoint = cloud.client("sagemaker").describe_endpoint(EndpointName=name)
+    except ClientError as error:
+        if error.response["Error"]["Code"] not in ENDED_MEANWHILE:
+            raise
+        return GONE
+    return endpoint["EndpointStatus"]
 
 
 def stop_jobs(cloud):

@@ -244,7 +244,9 @@ def with_metrics(cloud, table):
         job = client.describe_training_job(TrainingJobName=name)
         found = job.get("FinalMetricDataList", [])
         rows.append({metric["MetricName"]: metric["Value"] for metric in found})
-    return table.join(pd.DataFrame(rows, index=table.index))
+    # A script may report what the table has, too: its seconds, a hyperparameter.
+    metrics = pd.DataFrame(rows, index=table.index)
+    return table.join(metrics.rename(columns=lambda c: f"{c}_metric" if c in table else c))
 
 
 def number(text):

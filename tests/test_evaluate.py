@@ -166,14 +166,15 @@ def test_a_dry_run_writes_everything_and_says_what_is_left_out(
     model_dir, stripes, tmp_path, capsys
 ):
     test = ("--test", stripes / "test", "--output", tmp_path / "new")
-    absent = ("--train", tmp_path / "absent", "--previous-model", tmp_path / "none")
+    # A misspelt folder is not the same as none.
+    absent = ("--train", tmp_path / "absent")
     assert evaluate_here("--model-dir", model_dir, *test, *absent, "--dry-run", "true") == 0
     assert {path.name for path in (tmp_path / "new").iterdir()} == FILES
     described = read_report(tmp_path / "new")
     assert described["n"] == 16
     assert described["baselines"]["logistic_regression"] is None
     first, second = described["left_out"]
-    assert first.endswith("because none was given (--train)")
+    assert first.endswith("because --train names no folder, or an empty one")
     assert second.endswith("because none was given (--previous-model)")
     assert str(tmp_path) not in "".join(described["left_out"])
     lines = capsys.readouterr().out.splitlines()

@@ -7,6 +7,7 @@ import torch
 from samples import LAST_LINE, METRIC_LINE
 
 import hpo
+from vision import recipes
 from vision.cli import run
 
 
@@ -40,6 +41,22 @@ def test_a_trial_prints_the_metrics_and_leaves_no_file(run_script, stripes, tmp_
 def test_a_dry_run_is_one_step(stripes, capsys):
     assert try_here(stripes, "--dry-run") == 0
     assert len(METRIC_LINE.findall(capsys.readouterr().out)) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "epochs", "share"),
+    [
+        (["--recipe", "photos"], 30, 1.0),
+        (["--recipe", "photos", "--trainable", "last-2-stages"], 3, 0.5),
+        (["--recipe", "photos", "--model", "small_resnet"], 3, 0.5),
+        (["--recipe", "photos-all", "--trainable", "head"], 12, 1.0),
+        (["--recipe", "photos-all", "--epochs", "5"], 5, 0.5),
+    ],
+)
+def test_a_trial_is_short_unless_the_backbone_is_frozen(words, epochs, share):
+    args = hpo.get_args_parser().parse(words)
+    recipes.complete(args, small_pictures=False)
+    assert (args.epochs, args.train_share) == (epochs, share)
 
 
 def test_a_trial_can_be_repeated(stripes, capsys):

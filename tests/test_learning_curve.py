@@ -68,6 +68,18 @@ def test_it_can_be_repeated(measured, run_script, stripes, tmp_path):
     assert rows_of(tmp_path) == measured[1][:3:2]
 
 
+def test_another_seed_draws_other_shares(run_script, stripes, tmp_path):
+    process = run_script(
+        *("learning_curve.py", "--shares", 0.1, "--repeats", 1, "--epochs", 1, "--seed", 7),
+        *("--output-data-dir", tmp_path),
+        SM_CHANNEL_TRAIN=stripes / "train",
+        SM_CHANNEL_VALID=stripes / "valid",
+    )
+    assert process.returncode == 0, process.stderr
+    (row,) = rows_of(tmp_path)
+    assert row["seed"] == "7"
+
+
 def test_stopped_it_keeps_the_trainings_that_had_ended(stripes, tmp_path):
     command = [sys.executable, ROOT / "learning_curve.py", "--shares", "0.5", "--repeats", 99]
     places = ["--train", stripes / "train", "--valid", stripes / "valid"]

@@ -163,6 +163,10 @@ def test_counts_are_learnt_with_their_neighbours_and_answered_from_both_sides(st
         (("--ordinal", 1), "--ordinal is for classes that are numbers, not lying, squares, standi"),
         (("--answer-views", 2), "add flip to --augment"),
         (("--answer-views", 4, "--augment", "flip"), "add vflip to --augment"),
+        (("--model", "vgg16"), "vgg16 needs pictures of at least 32 pixels a side, not 16"),
+        (("--model", "convnext_tiny", "--image-size", 31), "say --image-size 32 or more"),
+        # The one step's loss is that before it.
+        (("--dry-run", "--lr", 1e30), "the validation loss is no longer a finite number: lower"),
     ],
 )
 def test_what_does_not_suit_the_pictures_is_refused(stripes, tmp_path, capsys, extra, sentence):
@@ -257,11 +261,11 @@ def test_one_class_is_not_enough(stripes, tmp_path, capsys):
 
 def test_a_full_disk_is_one_sentence(stripes, tmp_path, capsys, monkeypatch):
     def full(self, data):
-        raise OSError(28, "No space left on device", str(self))
+        raise OSError(28, "No space left on device")  # As write(2) says it, without a name.
 
     monkeypatch.setattr("pathlib.Path.write_bytes", full)
     assert train_here(stripes, tmp_path, "--dry-run") == 1
-    assert "the disk is full" in capsys.readouterr().err
+    assert "the disk is full: free some space" in capsys.readouterr().err
     assert list((tmp_path / "model").iterdir()) == []
 
 

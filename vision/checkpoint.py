@@ -30,7 +30,7 @@ class Checkpoints:
     def __init__(self, folder: str | Path, fingerprint: str, say: Callable[[str], None] = print):
         self.folder, self.fingerprint, self.say = Path(folder), fingerprint, say
         self.folder.mkdir(parents=True, exist_ok=True)
-        for partial in self.folder.glob(".partial-*"):
+        for partial in self.folder.glob(f".partial-{self._prefix}*"):
             partial.unlink(missing_ok=True)
 
     def save(self, step: int, tensors: dict[str, torch.Tensor], facts: dict[str, Any]) -> None:
@@ -40,7 +40,7 @@ class Checkpoints:
         """
         cpu = {key: value.detach().contiguous().cpu() for key, value in tensors.items()}
         facts = {**facts, "fingerprint": self.fingerprint, "digest": _digest(cpu)}
-        partial = self.folder / f".partial-{os.getpid()}"
+        partial = self.folder / f".partial-{self._prefix}{os.getpid()}"
         try:
             with partial.open("wb") as file:
                 file.write(tensors_to_bytes(cpu, {"facts": json.dumps(facts)}))

@@ -100,7 +100,8 @@ def run(main: Callable[[argparse.Namespace], int | None], args: argparse.Namespa
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        _report(f"error: the disk is full ({error.filename}): free some space and run it again")
+        where = f" ({error.filename})" if error.filename else ""
+        _report(f"error: the disk is full{where}: free some space and run it again")
     return 1
 
 

@@ -343,8 +343,12 @@ def load_split(
 def hash_split(entries: Sequence[Entry]) -> str:
     """Return the `data_hash` that load_split computes, without decoding a picture."""
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        digests = pool.map(lambda entry: hashlib.sha256(entry.read()).digest(), entries)
-        return _hash(entries, digests)
+        return _hash(entries, pool.map(_digest, entries))
+
+
+def _digest(entry: Entry) -> bytes:
+    with _naming(entry):
+        return hashlib.sha256(entry.read()).digest()
 
 
 def _hash(entries: Sequence[Entry], digests: Iterable[bytes]) -> str:
@@ -355,7 +359,7 @@ def _hash(entries: Sequence[Entry], digests: Iterable[bytes]) -> str:
 
 
 class _naming:
-    """Adds the name of the picture to a PictureError raised within."""
+    """Makes one sentence, with the name of the picture, of what keeps it from being read."""
 
     def __init__(self, entry: Entry):
         self.entry = entry
@@ -364,6 +368,8 @@ class _naming:
         return self
 
     def __exit__(self, kind, error, traceback):
+        if isinstance(error, PermissionError | FileNotFoundError):
+            raise ExpectedError(f"{self.entry.path} cannot be read: {error.strerror}") from error
         if isinstance(error, PictureError):
             inside = "" if self.entry.size < 0 else f", {self.entry.name}"
             raise ExpectedError(

@@ -5,6 +5,7 @@ started without it is rank 0 of 1, and every operation here returns at once.
 """
 
 import atexit
+import hashlib
 import os
 import sys
 from dataclasses import dataclass
@@ -69,10 +70,10 @@ class Group:
         return (self.sum(torch.tensor(flags, dtype=torch.long)) > 0).tolist()
 
     def all_equal(self, text: str) -> bool:
-        """Return whether every process has the same text, a hexadecimal digest."""
+        """Return whether every process has the same text."""
         if self.size == 1:
             return True
-        mine = torch.tensor(list(bytes.fromhex(text)), dtype=torch.long)
+        mine = torch.tensor(list(hashlib.sha256(text.encode()).digest()))
         main = mine.clone()
         dist.broadcast(main, src=0)
         return not self.any(not torch.equal(mine, main))[0]

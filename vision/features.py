@@ -29,6 +29,8 @@ from vision.preprocessing import Preprocessing
 # A part of every file's name: another number makes all earlier files count for nothing.
 FORMAT_VERSION = 2
 SECONDS_BETWEEN_PROGRESS = 5
+# A half file that was not touched for so long is nobody's any more.
+SECONDS_TO_WRITE = 3600
 # A job's log shows a line when it is printed, not when a buffer is full.
 say_at_once = functools.partial(print, flush=True)
 
@@ -134,16 +136,17 @@ def cached_features(
     And, without repetition, the precisions that they were computed in. Views that one of the
     `folders` holds are read, where they were computed in float32 or `dtype`; only the others are
     computed, in `dtype`, from the uint8 pictures (n, C, H, W) that `load_images` returns for
-    entries, each process of the group its share. The main one keeps them in the first folder that
-    can be written; where none can, `must_keep` raises ExpectedError. Where left and right matter
-    only one view makes sense: the second is mirrored.
+    entries, each process of the group its share. One process of each host keeps them in the first
+    folder that can be written; where none can, `must_keep` raises ExpectedError. Where left and
+    right matter only one view makes sense: the second is mirrored.
     """
     group = group or Group()
     dtypes = (torch.float32, dtype)
     keys = _cache_keys(network, preprocessing, data_hash, range(views), dtypes)
     found = {view: _read(each, network.feature_dim, folders, say) for view, each in keys.items()}
     # Hosts may hold different files: what one of them lacks is computed by all.
-    missing = [view for view in found if group.any(found[view] is None)[0]]
+    same = {view: group.all_equal(str(found[view] and found[view][1])) for view in found}
+    missing = [view for view in found if found[view] is None or not same[view]]
     if missing:
         start = time.perf_counter()
         share = group.share(len(entries))
@@ -157,7 +160,7 @@ def cached_features(
                 )
             features = group.joined(own, len(entries))
             found[view] = features, dtype
-            reasons = _write(features, keys[view][dtype], folders) if group.is_main else ""
+            reasons = _write(features, keys[view][dtype], folders) if group.local_rank == 0 else ""
             if reasons and must_keep:
                 raise ExpectedError(f"the features cannot be written: {reasons}")
             if reasons:
@@ -242,6 +245,7 @@ def _write(features: torch.Tensor, key: str, folders: Sequence[Path]) -> str:
         partial = folder / f".{key}-{os.getpid()}"
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            _sweep(folder, key)
             save_file({"features": features}, partial, metadata)
             partial.replace(folder / f"{key}.safetensors")
             return ""
@@ -251,3 +255,10 @@ def _write(features: torch.Tensor, key: str, folders: Sequence[Path]) -> str:
             with contextlib.suppress(OSError):
                 partial.unlink()
     return "; ".join(reasons)
+
+
+def _sweep(folder: Path, key: str) -> None:
+    """Remove what killed runs left of these features, not what a run writes at this moment."""
+    for path in folder.glob(f".{key}-*"):
+        if time.time() - path.stat().st_mtime > SECONDS_TO_WRITE:
+            path.unlink(missing_ok=True)

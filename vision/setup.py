@@ -29,8 +29,8 @@ from vision.data import (
 from vision.distributed import Group
 from vision.errors import ExpectedError
 from vision.features import cached_features
-from vision.feeds import FeatureFeed, Feed, PictureFeed
-from vision.models import Network, build_model, pretrained_preprocessing
+from vision.feeds import CHUNK, FeatureFeed, Feed, PictureFeed
+from vision.models import Network, build_model, check_side, pretrained_preprocessing
 from vision.preprocessing import Preprocessing
 from vision.training import choose_device
 
@@ -74,9 +74,11 @@ def prepare(args: argparse.Namespace, group: Group | None = None) -> Setup:
     _check_answer_views(args, augment)
     targets = ordinal_targets(class_names, args.ordinal) if args.ordinal else None
     if args.dry_run:
-        train_entries = spread(train_entries, DRY_RUN_PICTURES)
-        valid_entries = spread(valid_entries, DRY_RUN_PICTURES)
+        # Every process gets a part of the one step.
+        count = max(DRY_RUN_PICTURES, CHUNK * group.size)
+        train_entries, valid_entries = spread(train_entries, count), spread(valid_entries, count)
     size = args.image_size or natural_size
+    check_side(args.model, size)
     # The weights of ImageNet are for colour.
     channels = 3 if args.pretrained else channels
     network = _network(args, channels, len(class_names))

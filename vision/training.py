@@ -244,14 +244,12 @@ class Trainer:
         seen = int(totals.seen.sum())
         if not self.out_of_time:
             self._check_all_seen(totals.seen)
-        if not math.isfinite(totals.loss.item()):
-            raise ExpectedError(
-                "the training loss is no longer a finite number: "
-                f"lower --lr (it is {self.args.lr:g}) or set --clip-norm 1"
-            )
+        self._check_finite(totals.loss.item(), "training")
         with self.profiler.phase("validation"):
             logits = self.valid_logits()
             measured = evaluate(logits, self.valid.labels)
+        # Of the weights after the last step, whose own loss nobody has seen yet.
+        self._check_finite(measured["valid_loss"], "validation")
         self.debugger.validated(self._done, self.epoch, logits, self.valid.labels, measured)
         return {
             "epoch": self.epoch,
@@ -346,6 +344,13 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.args.lr * share
 
+    def _check_finite(self, loss: float, which: str) -> None:
+        if not math.isfinite(loss):
+            raise ExpectedError(
+                f"the {which} loss is no longer a finite number: "
+                f"lower --lr (it is {self.args.lr:g}) or set --clip-norm 1"
+            )
+
     def _check_all_seen(self, seen: torch.Tensor) -> None:
         """Raise where a mean would be over other pictures than all of them, once each."""
         if self.args.balance == "sampler":
@@ -427,7 +432,7 @@ class Trainer:
         fingerprint = hashlib.sha256(text.encode()).hexdigest()
         self.checkpoints = Checkpoints(self.args.checkpoint_dir, fingerprint, self.group.say)
         state = self.checkpoints.load()
-        if not self.group.all_equal(state[1]["digest"] if state else "00" * 32):
+        if not self.group.all_equal(state[1]["digest"] if state else ""):
             raise ExpectedError(
                 f"the processes see different checkpoints in {self.args.checkpoint_dir}: "
                 "give them the same folder or none"

@@ -2,10 +2,18 @@ import dataclasses
 import time
 
 import pytest
-from tiny_jobs import put, start_training, start_tuning
+from tiny_jobs import (
+    create_config,
+    echo_model,
+    put,
+    start_endpoint,
+    start_training,
+    start_tuning,
+)
 
 from studio import cleanup
 from studio.cleanup import clean_up, leftovers
+from studio.jobs import wait_for_endpoint
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +95,17 @@ def test_a_search_that_still_runs_is_stopped_with_its_trials(cloud, capsys):
         time.sleep(0.05)
     clean_up(cloud)
     assert f"stopped the tuning job {name}" in capsys.readouterr().out
+    assert left(cloud) == NOTHING
+
+
+def test_an_endpoint_in_the_middle_of_an_update_goes_too(cloud, capsys):
+    model = echo_model(cloud)
+    name = start_endpoint(cloud, "busy", model)
+    wait_for_endpoint(cloud, name)
+    config = create_config(cloud, "next", model, {"ml.m5.large": 2})
+    cloud.client("sagemaker").update_endpoint(EndpointName=name, EndpointConfigName=config)
+    clean_up(cloud)
+    assert f"deleted the endpoint {name}" in capsys.readouterr().out
     assert left(cloud) == NOTHING
 
 

@@ -102,6 +102,9 @@ def test_the_metrics_of_trials_become_columns(cloud):
     found = jobs.with_metrics(cloud, table)
     assert found["score"].tolist() == pytest.approx(table["objective"].tolist())
     assert list(found.columns) == [*table.columns, "score"]
+    # A metric that is called as a column of the table.
+    renamed = jobs.with_metrics(cloud, table.rename(columns={"lr": "score"}))
+    assert renamed["score_metric"].tolist() == found["score"].tolist()
 
 
 def test_what_a_job_leaves_in_s3_while_it_runs_is_waited_for(cloud):

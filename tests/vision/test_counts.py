@@ -16,6 +16,14 @@ def test_errors_of_counts_by_hand():
     )
 
 
+def test_article_numbers_are_no_counts_but_their_errors_are_right():
+    names = ["4006381333931", "5449000000996", "1" + "0" * 30]
+    found = counting(np.array([0, 1]), np.array([[0.0, 1, 0], [1, 0, 0]]), names)
+    off = 5449000000996 - 4006381333931
+    assert found["most_likely"]["rmse"] == pytest.approx(off)
+    assert found["expected"]["mean_absolute_error"] == pytest.approx(off)
+
+
 @pytest.mark.parametrize("name", ["dog", "1.5", "-1", "²", ""])
 def test_only_whole_numbers_are_counts(name):
     assert counting(np.array([0]), np.array([[0.5, 0.5]]), ["1", name]) is None

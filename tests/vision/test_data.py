@@ -1,6 +1,7 @@
 import os
 import sys
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -124,6 +125,14 @@ def test_a_broken_folder_is_told_in_one_sentence(folder, kind):
     with pytest.raises(ExpectedError, match=sentence) as caught:
         load(folder)
     assert "\n" not in str(caught.value)
+
+
+def test_a_picture_that_vanishes_is_told(folder):
+    entries = list_split(folder)
+    Path(entries[0].path).unlink()
+    for read in (lambda: load_split(entries, CLASSES, 8, 3), lambda: hash_split(entries)):
+        with pytest.raises(ExpectedError, match=f"{entries[0].path} cannot be read: No such file"):
+            read()
 
 
 def test_a_missing_or_empty_folder_is_told(tmp_path):

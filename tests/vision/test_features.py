@@ -1,3 +1,5 @@
+import os
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -230,6 +232,18 @@ def test_where_the_features_are_all_that_is_wanted_it_is_an_error(cache, tmp_pat
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(ExpectedError, match="the features cannot be written"):
         cache(1, tmp_path / "file" / "a", must_keep=True)
+
+
+def test_what_killed_runs_left_is_swept_and_what_others_write_is_not(cache, tmp_path):
+    cache(1, tmp_path)
+    (kept,) = tmp_path.iterdir()
+    old, new = (tmp_path / f".{kept.stem}-{pid}" for pid in (1, 2))
+    for path in (old, new):
+        path.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    kept.unlink()
+    cache(1, tmp_path)
+    assert set(tmp_path.iterdir()) == {kept, new}
 
 
 def test_a_run_that_ends_while_it_writes_leaves_no_half_file(cache, tmp_path, monkeypatch):

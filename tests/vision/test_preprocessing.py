@@ -50,6 +50,12 @@ def test_exif_orientation_turns_the_picture_upright():
     assert np.array_equal(turned.permute(1, 2, 0), np.rot90(pixels, -1))
 
 
+def test_damaged_metadata_do_not_cost_the_picture():
+    pixels = noise(16, 16)
+    damaged = tensor(encode(pixels, "PNG", exif=b"Exif\0\0no header of a TIFF"), 16, 3)
+    assert np.array_equal(damaged.permute(1, 2, 0), pixels)
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_transparent_parts_become_white(channels):
     pixels = np.zeros((8, 8, 4), np.uint8)
