@@ -1,8 +1,10 @@
 """What the benchmarks share: the README's tables and the conditions of a measurement."""
 
+import contextlib
 import os
 import platform
 import re
+import subprocess
 from importlib.metadata import version
 from pathlib import Path
 
@@ -11,12 +13,33 @@ END = "<!-- end -->"
 
 
 def conditions():
-    """What a figure depends on besides the code, as a dictionary."""
+    """What a figure depends on, the code and the machine, as a dictionary."""
     return {
+        "commit": commit(),
+        "processor": processor(),
         "cores": core_count(),
         "python": platform.python_version(),
         "torch": version("torch"),
     }
+
+
+def commit():
+    """The code's commit, with "-dirty" where it was changed since; None outside a repository."""
+    command = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        return subprocess.run(
+            command, cwd=README.parent, capture_output=True, text=True, check=True
+        ).stdout.strip()
+    return None
+
+
+def processor():
+    """The name of the processor."""
+    with contextlib.suppress(OSError):
+        found = re.search(r"^model name\s*:\s*(.*)$", Path("/proc/cpuinfo").read_text(), re.M)
+        if found:
+            return found[1]
+    return platform.processor()
 
 
 def core_count():
