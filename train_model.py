@@ -68,8 +68,8 @@ def get_args_parser() -> ArgumentParser:
     answers.add_argument(
         "--wanted-precision",
         type=ranged(float, 0, 1),
-        help="choose that threshold on the validation pictures, so that this share of the labels "
-        "that are given is right",
+        help="choose that threshold so that this share of the labels that are given is right on "
+        "the validation pictures",
     )
     places = parser.add_argument_group("results")
     places.add_argument(
@@ -80,7 +80,7 @@ def get_args_parser() -> ArgumentParser:
     places.add_argument(
         "--output-data-dir",
         default=os.environ.get("SM_OUTPUT_DATA_DIR", "build/output"),
-        help="where history.csv goes ($SM_OUTPUT_DATA_DIR)",
+        help="where history.csv goes, and what --debug and --profile saw ($SM_OUTPUT_DATA_DIR)",
     )
     add_watching(parser)
     add_dry_run(parser, "train one step on a few pictures and write everything")

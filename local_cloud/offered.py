@@ -8,6 +8,8 @@ operations with those that a server answers, and the members with botocore's and
 import re
 from dataclasses import dataclass
 
+from local_cloud.training import SPOT_DISCOUNT
+
 BRACES = re.compile(r"^(.*?)\{([^{}]*)\}$")
 
 
@@ -79,6 +81,8 @@ TRAINING = {
             "`File` and `FastFile` are one: everything is there before the script starts.",
             "With the SDK's MPI driver, the job fails and says so.",
             "A spot job is interrupted only when asked, with `python -m local_cloud interrupt`.",
+            f"`BillableTimeInSeconds` of a spot job is {1 - SPOT_DISCOUNT:.0%} of its training "
+            "time: an assumption, because AWS names no rate.",
             "`InstanceType` is shown to the script and means nothing else; hosts share this "
             "machine's processors and GPUs.",
         ),

@@ -236,8 +236,9 @@ def what_it_brought(before, after, whole, cached, reached, epochs):
         f"processors {before['busy']:.0%} busy; in {large} **{after['overhead']:.0%}**, with "
         f"{after['busy']:.0%}: **{faster:.1f} times** as many photos a second, and "
         f"{reached[large]:.1%} of the validation photos right instead of {reached[small]:.1%}. "
-        f"What counts more: the frozen network is run only once. {epochs} epochs take "
-        f"**{whole:.0f} seconds** without that and **{cached:.0f}** with it, the one pass included."
+        f"What counts more: the frozen network is run only once. {epochs} epochs would take "
+        f"**{whole:.0f} seconds** without that ({epochs} times a measured one), and take "
+        f"**{cached:.0f}** with it, the one pass included."
     )
 
 

@@ -353,6 +353,12 @@ def history(cloud, job):
     return pd.read_csv(io.BytesIO(read_from_archive(cloud, uri, "history.csv")))
 
 
+def best_epoch(history):
+    """The row of the epoch whose weights the training kept: vision.progress.Best has the rule."""
+    order = {"by": ["valid_accuracy", "valid_loss"], "ascending": [False, True]}
+    return history.sort_values(**order, kind="stable").iloc[0]
+
+
 def split_uri(uri):
     parts = urlsplit(uri)
     return parts.netloc, parts.path.lstrip("/")

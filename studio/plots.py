@@ -22,6 +22,7 @@ from PIL import Image, ImageOps
 
 from studio import learning
 from studio.datasets import Dataset, samples
+from studio.jobs import best_epoch
 from studio.monitoring import rolling_means
 from vision import figures
 
@@ -318,12 +319,12 @@ def _accuracy_by_learning_rate(axes):
 
 @_figure
 def training_curves(history: pd.DataFrame) -> Figure:
-    """Loss and accuracy of every epoch, with the most accurate one marked.
+    """Loss and accuracy of every epoch, with the one marked whose weights were kept.
 
     history: one row an epoch; columns epoch, train_loss, valid_loss (nats), train_accuracy and
         valid_accuracy (fractions).
     """
-    best = history.loc[history["valid_accuracy"].idxmax()]
+    best = best_epoch(history)
     figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 3.2))
     for axes, measure in ((left, "loss"), (right, "accuracy")):
         for split, marker, line in (("train", "o", "--"), ("valid", "s", "-")):
@@ -586,6 +587,9 @@ def drift(
 def learning_curve(curve: pd.DataFrame, classes: int) -> Figure:
     """Validation accuracy over the number of training pictures, and a forecast for twice as many.
 
+    Where the errors follow no power law, there is no forecast.
+
+
     curve: from `studio.learning.load_curve`, one row a training.
     """
     means = learning.summary(curve)
@@ -593,9 +597,10 @@ def learning_curve(curve: pd.DataFrame, classes: int) -> Figure:
     dots = {"marker": "o", "markersize": 3.5, "linestyle": "none", "color": UNSURE}
     axes.plot(curve["pictures"] / classes, curve["valid_accuracy"], label="one training", **dots)
     axes.plot(means.index / classes, means["mean"], marker="s", label="mean")
-    ahead = np.geomspace(means.index[0], 2 * means.index[-1], 50)
-    law = [learning.forecast(curve, pictures) for pictures in ahead]
-    axes.plot(ahead / classes, law, ":", color=_colour(1), label="power law of the error")
+    if learning.gain(curve) is not None:
+        ahead = np.geomspace(means.index[0], 2 * means.index[-1], 50)
+        law = [learning.forecast(curve, pictures) for pictures in ahead]
+        axes.plot(ahead / classes, law, ":", color=_colour(1), label="power law of the error")
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:g}")

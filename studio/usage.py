@@ -4,7 +4,8 @@ import re
 from dataclasses import dataclass
 from datetime import datetime, timezone
 
-STAMP = re.compile(r"(-\d+)+$")  # What the SDK appends to the names of jobs.
+# What the SDK appends to the names of jobs: ModelTrainer the one, processors the other.
+STAMP = re.compile(r"-(\d{14}|\d{4}(-\d{2}){5}-\d{1,3})$")
 
 
 @dataclass(frozen=True)

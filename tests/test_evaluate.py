@@ -17,6 +17,7 @@ from samples import encode, link, noise
 
 import evaluate
 from vision import baselines, page
+from vision.calibration import fit_temperature
 from vision.classifier import Classifier, load_classifier
 from vision.cli import run
 from vision.data import list_split
@@ -241,6 +242,19 @@ def test_a_threshold_that_was_not_needed_is_told_as_one_that_was_chosen():
     sentence = page._abstention({**told, "validation": chosen})
     assert "right as often as wanted. Here 86.0% of them are" in sentence
     assert "90.0% was wanted" in sentence
+
+
+def test_a_temperature_at_the_limit_of_its_search_is_told():
+    told = {"before": {"ece": 0.02}, "after": {"ece": 0.01}}
+    low = fit_temperature(torch.eye(4), torch.arange(4))
+    high = fit_temperature(100 * torch.eye(4), 3 - torch.arange(4))
+    sentences = [page._confidence({**told, "temperature": t}) for t in (low, 1.0, high)]
+    assert sentences[0].endswith(
+        "of 0.10. That is the limit of its search: too few validation "
+        "answers were wrong to fit it, so a confidence of 100% says little."
+    )
+    assert sentences[1].endswith("without the temperature of 1.00.")
+    assert sentences[2].endswith("the confidence may still be too high.")
 
 
 def test_the_quality_gate_fails_after_the_report_is_written(stripes, model_dir, tmp_path, capsys):

@@ -126,8 +126,8 @@ def _add_pictures(recipe: argparse._ArgumentGroup) -> None:
     recipe.add_argument(
         "--augment",
         help=f"random changes of training pictures: none, or some of {', '.join(AUGMENTATIONS)} "
-        "joined by commas; flip only where left and right do not matter, vflip where up and "
-        "down do not, as in pictures from above",
+        "joined by commas or hyphens; flip only where left and right do not matter, vflip where "
+        "up and down do not, as in pictures from above",
     )
     recipe.add_argument(
         "--mixup", type=ranged(float, 0), help="alpha of mixup, usually 0.2; 0 for none"

@@ -1,20 +1,23 @@
 """How far a confidence can be trusted: temperature, calibration error, when to give no answer."""
 
+import math
+
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch.nn import functional as F
 
 CALIBRATION_BINS = 15
+TEMPERATURES = (0.1, 10.0)  # Searched from here to there.
 
 
 def fit_temperature(logits: torch.Tensor, labels: torch.Tensor) -> float:
     """Return the temperature of least cross-entropy for logits (N, classes), labels (N).
 
-    Searched over 1/10 to 10, in steps of 1%: the curve has one minimum and is flat around it,
+    Searched over TEMPERATURES, in steps of 1%: the curve has one minimum and is flat around it,
     and the limits keep a perfect validation score from asking for temperature zero.
     """
-    candidates = 10 ** torch.linspace(-1, 1, 463)
+    candidates = 10 ** torch.linspace(*map(math.log10, TEMPERATURES), 463)
     losses = torch.stack([F.cross_entropy(logits / t, labels) for t in candidates])
     return candidates[losses.argmin()].item()
 

@@ -1,6 +1,7 @@
 """The evaluation as one HTML page that needs no script, no network and no other file."""
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from vision import html
+from vision.calibration import TEMPERATURES
 from vision.html import percent
 
 TITLES = {
@@ -100,9 +102,18 @@ def hardest(report: Mapping[str, Any]) -> str:
 
 def _confidence(calibration: Mapping[str, Any]) -> str:
     before, after = calibration["before"]["ece"], calibration["after"]["ece"]
+    temperature, (low, high) = calibration["temperature"], TEMPERATURES
+    limit = ""
+    if math.isclose(temperature, low, rel_tol=1e-3):
+        limit = (
+            " That is the limit of its search: too few validation answers were wrong to fit it, "
+            "so a confidence of 100% says little."
+        )
+    elif math.isclose(temperature, high, rel_tol=1e-3):
+        limit = " That is the limit of its search, so the confidence may still be too high."
     return (
         f"The confidence is off by {100 * after:.1f} percentage points on average, and would be by "
-        f"{100 * before:.1f} without the temperature of {calibration['temperature']:.2f}."
+        f"{100 * before:.1f} without the temperature of {temperature:.2f}.{limit}"
     )
 
 

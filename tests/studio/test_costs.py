@@ -11,6 +11,8 @@ import pytest
 from botocore.config import Config
 from botocore.stub import Stubber
 from IPython.core.error import StdinNotImplementedError
+from sagemaker.core.common_utils import name_from_base
+from sagemaker.train.utils import _get_unique_name
 from tiny_jobs import (
     create_config,
     echo_model,
@@ -34,8 +36,10 @@ from studio.costs import (
     price_of,
 )
 from studio.jobs import JobFailed, follow, follow_tuning, wait_for_endpoint
+from studio.usage import named
 
 INSTANCE, REGION = "ml.g4dn.xlarge", "eu-west-1"
+RUN = "course-261128-010203"
 SPOT = {
     "EnableManagedSpotTraining": True,
     "StoppingCondition": {"MaxRuntimeInSeconds": 60, "MaxWaitTimeInSeconds": 60},
@@ -387,6 +391,18 @@ def test_the_bill_has_a_row_for_every_launch_and_none_for_a_trial(run):
     assert run.bill["launch"].is_unique
     in_order = run.bill["launch"].tolist()
     assert (in_order[0], *in_order[-2:]) == ("training job “spot”", "endpoint “page”", "total")
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        (_get_unique_name(f"{RUN}-batch-512"), "batch-512"),
+        (name_from_base(f"{RUN}-report-16"), "report-16"),
+        (f"{RUN}-batch-1024", "batch-1024"),
+    ],
+)
+def test_a_launch_keeps_the_numbers_of_its_own_name(name, part):
+    assert named("job", SimpleNamespace(run=RUN), name, "Completed") == f"job “{part}”"
 
 
 def test_a_spot_training_pays_for_its_billable_time_on_every_instance(run):

@@ -50,10 +50,39 @@ def test_the_sentence_follows_from_the_curve(error, words):
     assert f"on 200 of them {1 - error(200):.1%}" in text
     gain = 100 * (error(400) - error(800))
     assert f"bring {gain:.1f} points more" in text
+    last = 100 * (error(200) - error(400))
+    assert text.endswith(f"; the last doubling brought {last:+.1f} points.")
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "last"),
+    [
+        # Measured: the law is below what is reached, twice as many pictures included.
+        ([0.955, 0.924, 0.924, 0.948, 0.962, 0.979], "the last doubling brought +1.7 points"),
+        ([0.95, 0.95, 0.95, 0.95, 0.95, 0.95], "the last doubling brought +0.0 points"),
+        ([0.98, 0.97, 0.97, 0.96, 0.96, 0.95], "the last doubling brought -1.0 points"),
+    ],
+)
+def test_where_the_errors_follow_no_law_nothing_is_foretold(accuracies, last):
+    sizes = (15, 28, 54, 112, 225, 450)
+    curve = pd.DataFrame({"pictures": sizes, "valid_accuracy": accuracies})
+    assert learning.gain(curve) is None
+    text = learning.sentence(curve)
+    assert text.endswith(f"The errors follow no power law here, so there is no forecast; {last}.")
+    assert "more" not in text
+
+
+def test_a_last_step_that_is_no_doubling_is_named_by_its_pictures():
+    text = learning.sentence(curve_of(lambda n: 5 * n**-0.5, sizes=(100, 160, 280, 400)))
+    brought = 100 * 5 * (160**-0.5 - 400**-0.5)
+    assert text.endswith(f"; the step from 160 pictures to all brought {brought:+.1f} points.")
+    assert "brought" not in learning.sentence(curve_of(lambda n: 0.1, sizes=(400,)))
 
 
 def test_where_no_error_is_left_nothing_is_foretold():
-    text = learning.sentence(curve_of(lambda n: 0.0, sizes=(50, 400)))
+    curve = curve_of(lambda n: 0.0, sizes=(50, 400))
+    assert learning.gain(curve) is None
+    text = learning.sentence(curve)
     assert text == (
         "Trained on all 400 pictures, the network gets **100.0%** of the validation pictures "
         "right, on 50 of them 100.0%. "

@@ -272,8 +272,27 @@ def test_few_or_failed_trials_still_give_a_figure(rows):
     assert png(plots.architectures(NETWORKS[rows]))
 
 
+def test_of_equally_accurate_epochs_the_one_of_lower_loss_is_best():
+    equal = HISTORY.assign(valid_accuracy=[0.6, 0.625, 0.625])
+    assert title(plots.training_curves(equal)).startswith("Epoch 2 of 3 is best")
+    later = equal.assign(valid_loss=[1.1, 1.3, 1.2])
+    figure = plots.training_curves(later)
+    assert title(figure).startswith("Epoch 3 of 3 is best")
+    (mark,) = (line for line in figure.axes[0].lines if line.get_label() == "best epoch")
+    assert mark.get_xdata() == [3, 3]
+
+
 def test_one_epoch_still_gives_a_figure():
     assert title(plots.training_curves(HISTORY[:1])).startswith("Epoch 1 of 1 is best")
+
+
+def test_the_law_is_drawn_only_where_it_foretells_something():
+    law = "power law of the error"
+    flat = CURVE.assign(valid_accuracy=[0.9, 0.9, 0.9, 0.9])
+    for curve, drawn in ((CURVE, True), (flat, False)):
+        figure = plots.learning_curve(curve, classes=3)
+        assert (law in [line.get_label() for line in figure.axes[0].lines]) is drawn
+        assert png(figure)
 
 
 def test_planted_duplicates_are_shown(tmp_path):
