@@ -21,7 +21,9 @@ import shutil
 import tempfile
 import time
 from dataclasses import asdict, dataclass, field, replace
+from itertools import chain, product
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 import pandas as pd
@@ -35,16 +37,18 @@ from studio.pictures import (
     DataError,
     Problem,
     Source,
+    bytes_and_time,
     decoding,
     one_sentence_on_full_disk,
     open_for_training,
     pictures_in,
+    remove_left_over,
 )
 from studio.splitting import check_every_class, limited, split, too_small
 
 __all__ = ["SPLITS", "DataError", "Dataset", "decoding", "pack", "prepare", "samples"]
 
-ALSO_CALLED = {"val": "valid", "validation": "valid"}
+SPLIT_NAMES = {"train": ["train"], "valid": ["valid", "val", "validation"], "test": ["test"]}
 CARD = "dataset.json"
 REPORT = "report.csv"
 DUPLICATES = "duplicates.csv"
@@ -190,22 +194,24 @@ def pack(
     image_size: RecordIO only: pack the central square of each picture in that many pixels, upright,
         in RGB, as JPEG of `quality` (1 to 95); None packs the files as they are.
 
-    Equal pictures give equal bytes. Raises DataError where the disk is full.
+    Equal pictures give equal bytes. What an earlier call packed into `folder` is replaced: its
+    other format and the splits that are no more, too. Raises DataError where the disk is full.
     """
-    if format not in ("tar", "recordio"):
+    if format not in packing.SUFFIXES:
         raise ValueError('format must be "tar" or "recordio"')
-    suffix = {"tar": ".tar", "recordio": ".rec"}[format]
     packed = {}
     for name in dataset.splits:
-        packed[name] = Path(folder) / name / f"{name}{suffix}"
+        packed[name] = Path(folder) / name / f"{name}{packing.SUFFIXES[format][0]}"
         with one_sentence_on_full_disk():
             packed[name].parent.mkdir(parents=True, exist_ok=True)
+            remove_left_over(packed[name].parent)
             if format == "tar":
                 packing.write_tar(dataset.files(name), packed[name])
             else:
                 packing.write_recordio(
                     dataset.files(name), dataset.class_names, packed[name], image_size, quality
                 )
+    _remove_earlier(Path(folder), packed, format)
     return packed
 
 
@@ -220,6 +226,16 @@ def samples(
         chosen = rng.permutation(len(paths))[:per_class]
         drawn[name] = [paths[i] for i in sorted(chosen)]
     return drawn
+
+
+def _remove_earlier(folder, packed, format):
+    """Remove the files of earlier packings that this one did not write anew."""
+    suffixes = packing.SUFFIXES[format]
+    written = {path.with_suffix(suffix) for path in packed.values() for suffix in suffixes}
+    for name, suffix in product(SPLITS, chain(*packing.SUFFIXES.values())):
+        path = folder / name / f"{name}{suffix}"
+        if path not in written:
+            path.unlink(missing_ok=True)
 
 
 def _checked_shares(shares):
@@ -237,7 +253,8 @@ def _checked_shares(shares):
 
 def _find(name, downloads):
     """The folder or list of that name; a zip is fetched and unpacked first."""
-    if re.match(r"https?://", str(name)) and str(name).endswith(".zip"):
+    # A link may go on behind the file's name, as presigned ones do.
+    if re.match(r"https?://", str(name)) and urlsplit(str(name)).path.lower().endswith(".zip"):
         # By its address: many archives are called main.zip or images.zip.
         address = hashlib.sha256(str(name).encode()).hexdigest()[:12]
         name = zips.fetch(str(name), downloads / address)
@@ -260,16 +277,8 @@ def _find(name, downloads):
 
 def _folder_source(folder, settings):
     """Source of the class folders in a folder, or in its train/, valid/ and test/."""
-    found = {ALSO_CALLED.get(path.name, path.name): path for path in folder.iterdir()}
-    present = [name for name in SPLITS if name in found and found[name].is_dir()]
-    absent = [f"{name}/" for name in ("train", "valid") if name not in present]
-    if present and absent:
-        raise DataError(
-            f"“{folder.name}” holds {' and '.join(f'{s}/' for s in present)} but not "
-            f"{' and '.join(absent)}. "
-            "Add what is missing, or give a folder with one sub-folder a class."
-        )
-    parts = {name: found[name] for name in present} or {None: folder}
+    present = _split_folders(folder)
+    parts = present or {None: folder}
     classes = {part: _class_folders(path) for part, path in parts.items()}
     names = sorted({name for found in classes.values() for name in found})
     if len(names) < 2:
@@ -292,7 +301,7 @@ def _folder_source(folder, settings):
     check_every_class(splits, labels, names)
     origins = [("", path.relative_to(folder).as_posix()) for _, path in paths]
     _check_names(folder, [name for _, name in origins])
-    sizes = [f"{name} {_size(path)}" for (_, name), (_, path) in zip(origins, paths)]
+    files = [f"{name} {bytes_and_time(path)}" for (_, name), (_, path) in zip(origins, paths)]
     return Source(
         name=folder.resolve().name,
         source="a folder of that name",
@@ -301,9 +310,42 @@ def _folder_source(folder, settings):
         file_names=[path.name for _, path in paths],
         payloads=[path for _, path in paths],
         splits=splits or None,
-        fingerprint=_fingerprint(sizes, settings),
+        fingerprint=_fingerprint(files, settings),
         origins=origins,
     )
+
+
+def _split_folders(folder):
+    """Dict of split → its folder, in the order of SPLITS; empty where all are classes."""
+    found = {
+        split: [folder / name for name in names if (folder / name).is_dir()]
+        for split, names in SPLIT_NAMES.items()
+    }
+    # A class may be called “train”, too: only a split holds folders with pictures.
+    if not any(map(_holds_classes, chain(*found.values()))):
+        return {}
+    for paths in found.values():
+        if len(paths) > 1:
+            raise DataError(
+                f"“{folder.name}” holds {_and(path.name for path in paths)}, which name one "
+                "split: keep one of them."
+            )
+    present = {split: paths[0] for split, paths in found.items() if paths}
+    absent = [split for split in ("train", "valid") if split not in present]
+    if absent:
+        raise DataError(
+            f"“{folder.name}” holds {_and(present)} but not {_and(absent)}. "
+            "Add what is missing, or give a folder with one sub-folder a class."
+        )
+    return present
+
+
+def _holds_classes(folder):
+    return any(pictures_in(path) for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def _and(names):
+    return " and ".join(f"{name}/" for name in names)
 
 
 def _check_names(folder, names):
@@ -314,14 +356,6 @@ def _check_names(folder, names):
             raise DataError(
                 f"The name {name!a} in “{folder.name}” is not UTF-8: rename it."
             ) from error
-
-
-def _size(path):
-    """Bytes of a file; -1 where there is none, as behind a link that leads nowhere."""
-    try:
-        return path.stat().st_size
-    except OSError:
-        return -1
 
 
 def _class_folders(folder):
@@ -451,7 +485,8 @@ def _without_small_classes(source, hashes, needed):
     for name, count in small.items():
         print(
             f"⚠️ {source.name}: class LEFT OUT: “{name}” has {count} pictures that differ and needs "
-            f"{needed}, one for each of {', '.join(SPLITS[:needed])}. Add some to keep it."
+            f"{needed}, one for each of {', '.join(SPLITS[:needed])}. Add some to keep it, or give "
+            "a folder that you have split into train/, valid/ and test/ yourself."
         )
     if len(names) < 2:
         raise DataError(

@@ -31,7 +31,14 @@ from botocore.exceptions import (
     IncompleteReadError,
 )
 
-from studio.pictures import DataError, Problem, Source, open_for_training
+from studio.pictures import (
+    DataError,
+    Problem,
+    Source,
+    bytes_and_time,
+    open_for_training,
+    remove_left_over,
+)
 
 SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson")
 # The names of columns, the likeliest first.
@@ -70,7 +77,7 @@ class List:
     def describe(self) -> list[str]:
         """Lines that change when the list, or a file beside it, does."""
         return [
-            *(f"{row.link} {row.label} {_local_size(self.path, row.link)}" for row in self.wanted),
+            *(f"{row.link} {row.label} {_local_file(self.path, row.link)}" for row in self.wanted),
             *map(str, self.problems),
         ]
 
@@ -96,12 +103,12 @@ def read_list(path: Path, bucket: str | None = None, key: str = "{key}") -> List
     wanted, problems, first_of = [], [], {}
     for row in rows:
         row = row._replace(link=_complete(row.link, bucket, key))
-        first = first_of.setdefault(row.link, row)
-        problem = _label_problem(row.label) or _link_problem(row.link, path)
-        if not problem and first is not row:
+        problem = _row_problem(row, path)
+        # Only a row that can be used keeps a later one from being so.
+        if not problem and (first := first_of.setdefault(row.link, row)) is not row:
             problem = f"listed before, in line {first.line}, as “{first.label}”"
         if problem:
-            problems.append(Problem(*row, problem))
+            problems.append(Problem(row.line, _printable(row.link), _printable(row.label), problem))
         else:
             wanted.append(row)
     if 2 * len(problems) > len(rows):
@@ -188,6 +195,19 @@ def _complete(link, bucket, key):
     return f"s3://{bucket}/{link}" if bucket else link
 
 
+def _printable(text):
+    """The text with its lone surrogates, which JSON can hold and no file or message, as \\udXXX."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _row_problem(row, list_path):
+    """Why a row cannot be used, or ""."""
+    for what, text in (("link", row.link), ("label", row.label)):
+        if _printable(text) != text:
+            return f"the {what} holds a lone surrogate, which is half of a character"
+    return _label_problem(row.label) or _link_problem(row.link, list_path)
+
+
 def _label_problem(label):
     if not label:
         return "no label"
@@ -224,8 +244,8 @@ def _file_problem(link, list_path):
     return "" if path.is_file() else "no such file beside the list"
 
 
-def _local_size(list_path, link):
-    return "" if "://" in link else (list_path.parent / link).stat().st_size
+def _local_file(list_path, link):
+    return "" if "://" in link else bytes_and_time(list_path.parent / link)
 
 
 # --- Fetching -----------------------------------------------------------------------------------
@@ -299,8 +319,7 @@ def _file_name(link):
 def _fetch_all(listed, missing, folder, s3):
     """Dict of place in the list → why it could not be had."""
     folder.mkdir(parents=True, exist_ok=True)
-    for left_over in folder.glob(".*.partial"):
-        left_over.unlink()
+    remove_left_over(folder)
     print(f"{listed.path.name}: fetching {len(missing):,} pictures …", end=" ", flush=True)
     start, failed = time.monotonic(), {}
     with _Fetcher(s3) as fetcher, ThreadPoolExecutor(WORKERS) as pool:
@@ -381,7 +400,8 @@ class _Fetcher:
             if time.monotonic() > deadline:
                 raise _Refused(f"took longer than {SECONDS_A_PICTURE} s")
         _check_whole(bytes(content))
-        aside = to.with_name(f".{to.name}.partial")
+        # Several runs may fetch the same: each writes its own file, the last one stays.
+        aside = to.with_name(f".{to.name}-{os.getpid()}.partial")
         aside.write_bytes(content)
         os.replace(aside, to)
 

@@ -1,6 +1,7 @@
 """Packs the pictures of a split into one file: tar, or RecordIO for SageMaker's own algorithms."""
 
 import io
+import os
 import random
 import tarfile
 from pathlib import Path
@@ -9,12 +10,17 @@ from PIL import Image
 
 from studio.pictures import DataError
 from vision.errors import ExpectedError
+from vision.recordio import SUFFIXES as RECORDIO_SUFFIXES
 from vision.recordio import read_list, read_parts, read_records, write_records
+
+# What each format writes of a split; the first one is the file with the pictures.
+SUFFIXES = {"tar": (".tar",), "recordio": RECORDIO_SUFFIXES}
 
 
 def write_tar(files: list[tuple[Path, str]], path: Path) -> None:
     """Write (file, class name) as members <class>/<file>; nothing is left where it fails."""
-    aside = path.with_name(f".{path.name}.partial")
+    # Several runs may write the same: each has its own file, the last one stays.
+    aside = path.with_name(f".{path.name}-{os.getpid()}.partial")
     try:
         with tarfile.open(aside, "w", format=tarfile.PAX_FORMAT) as tar:
             for file, class_name in files:

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import io
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,8 @@ READ_AS_THEY_ARE = {".jpeg", ".jpg", ".png", ".webp"}
 TURNED_INTO_PNG = ("BMP", "GIF", "PPM", "TIFF", "AVIF")
 # Pillow warns of larger ones: what claims so many pixels may be made to fill the memory.
 MOST_PIXELS_TO_SHRINK = 89_000_000
+# What is being written grows all the while: no run is silent for so long.
+LEFT_OVER_SECONDS = 6 * 3600
 PICTURE_SUFFIXES = READ_AS_THEY_ARE | {
     *(".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".ppm", ".tif", ".tiff"),
 }
@@ -68,6 +71,27 @@ def pictures_in(folder: Path) -> list[Path]:
     ]
 
 
+def bytes_and_time(path: Path) -> str:
+    """Bytes of a file and when it was last written; "" where there is none, as behind a dead link.
+
+    Uncompressed pictures of one camera all have as many bytes, so these alone tell no change.
+    """
+    try:
+        stat = path.stat()
+    except OSError:
+        return ""
+    return f"{stat.st_size} {stat.st_mtime_ns}"
+
+
+def remove_left_over(folder: Path) -> None:
+    """Remove the .partial files of runs that were killed; what another run writes now stays."""
+    for partial in folder.glob(".*.partial"):
+        # Another run may rename its own, or remove the same, meanwhile.
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - partial.stat().st_mtime > LEFT_OVER_SECONDS:
+                partial.unlink()
+
+
 def open_for_training(content: bytes, short_side: int | None = None) -> tuple[bytes, Image.Image]:
     """A picture file as training reads it (other formats as PNG), and opened, not yet decoded.
 
@@ -75,18 +99,15 @@ def open_for_training(content: bytes, short_side: int | None = None) -> tuple[by
     vision.errors.PictureError where it is no picture that training accepts.
     """
     # Here, because it loads torch, which nothing else on the way does.
-    from vision.errors import PictureError
-    from vision.preprocessing import open_picture
+    from vision.preprocessing import FORMATS, open_picture
 
     if short_side is not None:
         content = _shrunk(content, short_side)
-    try:
-        return content, open_picture(content)
-    except PictureError:
-        png = _as_png(content)
-        if png is None:
-            raise
-        return png, open_picture(png)
+    picture = open_picture(content, formats=(*FORMATS, *TURNED_INTO_PNG))
+    if picture.format not in TURNED_INTO_PNG:
+        return content, picture
+    png = _as_png(picture)
+    return png, open_picture(png)
 
 
 def _shrunk(content, short_side):
@@ -124,13 +145,10 @@ def _in_full_colour(picture):
     return picture.convert("RGB") if picture.mode in ("P", "CMYK", "YCbCr", "LAB") else picture
 
 
-def _as_png(content):
-    from vision.preprocessing import MAX_PIXELS
+def _as_png(picture):
+    from vision.errors import PictureError
 
     try:
-        picture = Image.open(io.BytesIO(content), formats=TURNED_INTO_PNG)
-        if picture.width * picture.height > MAX_PIXELS:
-            return None
         picture = ImageOps.exif_transpose(picture)
         if picture.mode in ("CMYK", "HSV", "LAB", "YCbCr"):
             picture = picture.convert("RGB")
@@ -138,8 +156,8 @@ def _as_png(content):
         picture.save(buffer, "PNG")
     except MemoryError:
         raise
-    except Exception:  # Whatever a decoder raises here, the bytes are at fault.
-        return None
+    except Exception as error:  # Whatever a decoder raises here, the bytes are at fault.
+        raise PictureError("the picture is truncated or damaged") from error
     return buffer.getvalue()
 
 

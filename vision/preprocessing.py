@@ -35,11 +35,13 @@ class Preprocessing:
         return (images.float() / 255 - mean) / std
 
 
-def open_picture(data: bytes, max_bytes: int | None = None) -> Image.Image:
+def open_picture(
+    data: bytes, max_bytes: int | None = None, formats: tuple[str, ...] = FORMATS
+) -> Image.Image:
     """Open a picture and check what its header says; no pixel is decoded yet.
 
-    Raises PictureError when it is empty, no JPEG, PNG or WebP, longer than `max_bytes`, or
-    claims more than MAX_PIXELS pixels.
+    Raises PictureError when it is empty, of none of the `formats` (Pillow's names), longer than
+    `max_bytes`, or claims more than MAX_PIXELS pixels.
     """
     if max_bytes is not None and len(data) > max_bytes:
         raise PictureError(
@@ -48,7 +50,7 @@ def open_picture(data: bytes, max_bytes: int | None = None) -> Image.Image:
             status=413,
         )
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = Image.open(io.BytesIO(data), formats=formats)
     except Image.DecompressionBombError as error:
         raise _too_many_pixels() from error
     except Exception as error:  # Whatever a decoder raises here, the bytes are at fault.

@@ -9,6 +9,7 @@ import contextlib
 import os
 import re
 import struct
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,15 +95,18 @@ def _without_start(parts: list[tuple[int, int]], count: int) -> tuple[tuple[int,
     raise ValueError
 
 
-def read_parts(file: BinaryIO, parts: Iterable[tuple[int, int]], at_most: int = -1) -> bytes:
+def read_parts(
+    file: BinaryIO, parts: Iterable[tuple[int, int]], at_most: int = sys.maxsize
+) -> bytes:
     """Return the joined parts, or their first `at_most` bytes; fewer where the file ends early."""
     data = bytearray()
     for i, (start, length) in enumerate(parts):
+        data += MAGIC if i else b""
+        if len(data) >= at_most:
+            break
         file.seek(start)
-        data += (MAGIC if i else b"") + file.read(length)
-        if 0 <= at_most <= len(data):
-            return bytes(data[:at_most])
-    return bytes(data)
+        data += file.read(min(length, at_most - len(data)))
+    return bytes(data[:at_most])
 
 
 def read_list(path: Path) -> dict[int, tuple[float, str]]:
@@ -131,7 +135,8 @@ def write_records(path: Path, records: Iterable[tuple[int, int, str, bytes]]) ->
     that the format cannot hold.
     """
     final = [path.with_suffix(suffix) for suffix in SUFFIXES]
-    aside = [file.with_name(f".{file.name}.partial") for file in final]
+    # Several runs may write the same: each has its own files, the last ones stay.
+    aside = [file.with_name(f".{file.name}-{os.getpid()}.partial") for file in final]
     try:
         with contextlib.ExitStack() as stack:
             rec = stack.enter_context(aside[0].open("wb"))

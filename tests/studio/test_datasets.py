@@ -528,6 +528,16 @@ def test_a_changed_source_is_prepared_again(tmp_path, capsys):
     assert len(content(prepare(photos, root=tmp_path / "root"))) == 19
 
 
+def test_other_pictures_of_as_many_bytes_are_prepared_again(tmp_path):
+    photos = class_folders(tmp_path / "photos", {"a": 10, "b": 10}, suffix=".bmp")
+    before = content(prepare(photos, root=tmp_path / "root"))
+    other = class_folders(tmp_path / "other", {"a": 10}, suffix=".bmp", seed=9) / "a" / "000.bmp"
+    assert other.stat().st_size == (photos / "a" / "000.bmp").stat().st_size
+    os.utime(other, ns=(0, 0))
+    other.replace(photos / "a" / "000.bmp")
+    assert content(prepare(photos, root=tmp_path / "root")) != before
+
+
 def make_bad(photos, what):
     if what == "mostly broken":
         for i in range(11):
@@ -540,7 +550,9 @@ def make_bad(photos, what):
         for path in [*(photos / "a").iterdir()][2:]:
             path.unlink()
     if what == "half split":
-        class_folders(photos, {"train": 3, "test": 3})
+        class_folders(photos, {"train/a": 3, "test/a": 3})
+    if what == "two of one split":
+        class_folders(photos, {"train/a": 3, "val/a": 3, "validation/a": 3})
     if what == "one class":
         for path in (photos / "b").iterdir():
             path.unlink()
@@ -554,7 +566,8 @@ def make_bad(photos, what):
         ("empty class", "“c” holds no picture"),
         ("too deep", "“c” holds no picture, but “c/spring” does"),
         ("all rare", "needs two or more classes of at least 3 pictures each and has 1"),
-        ("half split", "but not valid/"),
+        ("half split", "holds train/ and test/ but not valid/"),
+        ("two of one split", "holds val/ and validation/, which name one split: keep one"),
         ("one class", "has 1"),
     ],
 )
@@ -575,6 +588,7 @@ def test_a_class_too_small_for_the_split_is_left_out_and_told(tmp_path, capsys):
     assert dataset.class_names == ("a", "b")
     told = capsys.readouterr().out
     assert "class LEFT OUT: “rare” has 2 pictures that differ and needs 3" in told
+    assert "a folder that you have split into train/, valid/ and test/ yourself" in told
     assert "class LEFT OUT: “repeats” has 1 pictures that differ" in told
     assert dataset.left_out == 12
     reasons = pd.read_csv(dataset.report)
@@ -617,6 +631,11 @@ def test_the_other_names_of_the_validation_split_are_known(tmp_path):
             class_folders(photos / split, {"a": 6, "b": 9}, seed=seed)
         dataset = prepare(photos, root=tmp_path / "root")
         assert dataset.counts().loc["b"].to_dict() == {"train": 9, "valid": 9}
+
+
+def test_a_class_may_have_the_name_of_a_split(tmp_path):
+    photos = class_folders(tmp_path / "photos", {"bus": 5, "test": 5, "train": 5})
+    assert prepare(photos, root=tmp_path / "root").class_names == ("bus", "test", "train")
 
 
 def test_a_path_from_the_home_folder_is_found(tmp_path, monkeypatch):
@@ -668,11 +687,15 @@ def test_large_photos_are_scaled_down_upright(kind, mode, tmp_path):
 def test_more_pixels_than_training_takes_are_no_obstacle_when_scaled_down(tmp_path):
     photos = class_folders(tmp_path / "photos", {"a": 12, "b": 12})
     Image.new("RGB", (8000, 6000), "red").save(photos / "a" / "48 megapixels.jpg")
-    assert prepare(photos, root=tmp_path / "as-it-is").left_out == 1
+    for suffix in ("bmp", "tiff"):
+        Image.new("1", (6000, 4500)).save(photos / "b" / f"27 megapixels.{suffix}")
+    reasons = pd.read_csv(prepare(photos, root=tmp_path / "as-it-is").report)["problem"]
+    assert len(reasons) == 3
+    assert reasons.str.contains("= more than 25 million pixels: scale it down").all()
     dataset = prepare(photos, root=tmp_path / "small", short_side=512)
     assert dataset.left_out == 0
     again = prepare(photos, root=tmp_path / "small")
-    assert again.left_out == 1, "the setting was taken for the same"
+    assert again.left_out == 3, "the setting was taken for the same"
 
 
 def test_broken_pictures_are_left_out_and_listed(tmp_path, capsys):
@@ -910,6 +933,40 @@ def test_records_hold_every_picture_as_the_tars_do(small, tmp_path):
     for entry in list_split(few["valid"].parent):
         with Image.open(io.BytesIO(entry.read())) as picture:
             assert (picture.format, picture.size, picture.mode) == ("JPEG", (8, 8), "RGB")
+
+
+def test_what_an_earlier_packing_left_is_removed(small, tmp_path):
+    folder = tmp_path / "packed"
+    pack(small, folder)
+    (folder / "test" / "notes.txt").write_text("not ours")
+    pack(small, folder, format="recordio")
+    assert len(list_split(folder / "train")) == len(small.files("train"))
+    without_test = prepare(tmp_path / "photos", root=tmp_path / "root", shares=(0.8, 0.2))
+    pack(without_test, folder)
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*.*")}
+    assert files == {"train/train.tar", "valid/valid.tar", "test/notes.txt"}
+
+
+@pytest.mark.parametrize("format", ["tar", "recordio"])
+def test_two_runs_that_pack_the_same_do_no_harm(format, small, tmp_path, monkeypatch):
+    read_bytes = Path.read_bytes
+
+    def other_run_first(path):
+        monkeypatch.setattr(Path, "read_bytes", read_bytes)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "getpid", lambda: 0)
+            pack(small, tmp_path / "packed", format)
+        return path.read_bytes()
+
+    expected = pack(small, tmp_path / "alone", format)["train"].read_bytes()
+    left_over = tmp_path / "packed" / "train" / ".train.tar-1.partial"
+    left_over.parent.mkdir(parents=True)
+    left_over.touch()
+    os.utime(left_over, (0, 0))
+    monkeypatch.setattr(Path, "read_bytes", other_run_first)
+    packed = pack(small, tmp_path / "packed", format)["train"]
+    assert packed.read_bytes() == expected
+    assert not list(packed.parent.glob(".*"))
 
 
 def test_the_records_are_im2recs_own(tmp_path):

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import threading
 import time
 from collections import Counter
@@ -228,12 +229,34 @@ def test_a_second_call_fetches_only_what_is_missing(site, tmp_path, monkeypatch)
     monkeypatch.setattr(links, "WORKERS", 1)
     with pytest.raises(DataError, match="What was fetched is kept"):
         prepare(path, root=tmp_path / "root")
-    (tmp_path / "root" / "downloads" / "pets" / ".x.partial").write_bytes(b"half")
+    for name, age in ((".killed.partial", 24 * 3600), (".another-run.partial", 60)):
+        partial = tmp_path / "root" / "downloads" / "pets" / name
+        partial.write_bytes(b"half")
+        os.utime(partial, (time.time() - age,) * 2)
     write_csv(path, good(site, 14))
     dataset = prepare(path, root=tmp_path / "root", shares=(0.5, 0.5))
     assert len(content(dataset)) == 14
     assert {path: n for path, n in site.asked.items() if n > 1} == {}
-    assert not list((tmp_path / "root" / "downloads").rglob("*.partial"))
+    assert list((tmp_path / "root" / "downloads").rglob("*.partial")) == [partial]
+
+
+def test_two_runs_with_one_list_do_no_harm(site, tmp_path, monkeypatch):
+    """The other run fetches everything while the first one is about to keep its first picture."""
+    path = write_csv(tmp_path / "pets.csv", good(site))
+    replace, others = os.replace, []
+
+    def other_run_first(*names):
+        monkeypatch.setattr(os, "replace", replace)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "getpid", lambda: 0)
+            others.append(prepare(path, root=tmp_path / "root"))
+        replace(*names)
+
+    monkeypatch.setattr(links, "WORKERS", 1)
+    monkeypatch.setattr(os, "replace", other_run_first)
+    dataset = prepare(path, root=tmp_path / "root")
+    assert others == [dataset]
+    assert len(content(dataset)) == 12
 
 
 def test_without_a_network_it_ends_soon(tmp_path):
@@ -333,6 +356,34 @@ def test_files_beside_the_list_are_prepared(photos, tmp_path):
     assert content(dataset) == {picture(i): "ab"[i % 2] for i in range(8)}
     (photos / "photos" / "0.png").write_bytes(picture(99) + b"x")
     assert picture(0) not in content(prepare(path, root=tmp_path / "root", shares=(0.5, 0.5)))
+
+
+def test_another_picture_of_as_many_bytes_beside_the_list_is_prepared(photos, tmp_path):
+    path = write_csv(photos / "list.csv", ROWS)
+    pad = bytes(9999 - len(picture(0))), bytes(9999 - len(picture(99)))
+    (photos / "photos" / "0.png").write_bytes(picture(0) + pad[0])
+    prepare(path, root=tmp_path / "root", shares=(0.5, 0.5))
+    (photos / "photos" / "0.png").write_bytes(picture(99) + pad[1])
+    dataset = prepare(path, root=tmp_path / "root", shares=(0.5, 0.5))
+    assert picture(99) + pad[1] in content(dataset)
+
+
+def test_half_a_character_in_a_list_is_a_problem_of_its_row(photos, tmp_path):
+    odd = [("photos/7.png", "\ud83d"), ("photos/\udc80.png", "a")]
+    rows = [{"image": link, "label": label} for link, label in [*ROWS[:7], *odd]]
+    (photos / "list.json").write_text(json.dumps(rows))
+    dataset = prepare(photos / "list.json", root=tmp_path / "root", shares=(0.5, 0.5))
+    first, second = report(dataset)
+    assert (first["link"], first["label"]) == ("photos/7.png", r"\ud83d")
+    assert (second["link"], second["label"]) == (r"photos/\udc80.png", "a")
+    assert "label holds a lone surrogate" in first["problem"]
+    assert "link holds a lone surrogate" in second["problem"]
+
+
+def test_a_row_without_a_use_does_not_keep_a_later_one_out(photos):
+    listed = links.read_list(write_csv(photos / "list.csv", [("photos/0.png", ""), *ROWS]))
+    assert [(row.link, row.label) for row in listed.wanted] == ROWS
+    assert [problem.problem for problem in listed.problems] == ["no label"]
 
 
 BAD_ROWS = [

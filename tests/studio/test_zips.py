@@ -68,15 +68,17 @@ def server(content, cut_at=None, ranges=True, status=200):
         running.server_close()
 
 
-def test_a_link_to_a_zip_is_a_data_set(tmp_path, capsys):
+@pytest.mark.parametrize("end", [".zip", ".ZIP?dl=1"])
+def test_a_link_to_a_zip_is_a_data_set(end, tmp_path, capsys):
     with server(zip_of({**dogs(), "__MACOSX/dogImages/._x": b"x"})) as (url, seen):
+        url = url.removesuffix(".zip") + end
         dataset = prepare(url, root=tmp_path)
         assert dataset.class_names == ("001.Affenpinscher", "Shih tzu")
         assert dataset.counts(totals=True).loc["total", "total"] == 2 * FILES
         assert dataset.name == "dogImages"
         assert prepare(url, root=tmp_path) == dataset
     assert seen == [None]
-    assert "dogImages.zip: downloading" in capsys.readouterr().out
+    assert f"dogImages{end[:4]}: downloading" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("ranges", [True, False])

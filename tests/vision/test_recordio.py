@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,20 @@ def test_a_file_cut_off_anywhere_is_told(channel):
         with pytest.raises(ExpectedError, match=r"train\.rec (is cut off|holds)") as caught:
             list_split(channel)
         assert "\n" not in str(caught.value)
+
+
+def test_listing_reads_no_picture(tmp_path):
+    size = 50_000_000
+    with (tmp_path / "large.rec").open("wb") as file:
+        file.write(part(size, HEADER.pack(0, 2, 7, 0)))
+        file.truncate(PART.size + size)
+    tracemalloc.start()
+    try:
+        (record,) = read_records(tmp_path / "large.rec")
+        assert tracemalloc.get_traced_memory()[1] < size / 100
+    finally:
+        tracemalloc.stop()
+    assert (record.number, record.label) == (7, 2)
 
 
 def write_labels(folder, labels, flag=0):
