@@ -347,7 +347,7 @@ def collect(folder: Path) -> None:
     python = shutil.which(f"python{VERSION}")
     compile_all = ["-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash", str(folder)]
     if not python or subprocess.run([python, *compile_all], check=False).returncode:
-        print(f"There is no python{VERSION} to compile with: cold starts take 0.4 s longer.")
+        print(f"There is no python{VERSION} to compile with: cold starts take longer.")
 
 
 def upload(account: Account, folder: Path, bucket: str) -> None:
