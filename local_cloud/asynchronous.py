@@ -12,11 +12,13 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from local_cloud.aws import split_uri
 from local_cloud.errors import JobFailed, ServiceError
+from local_cloud.serving import NotReady
 
 CONCURRENCY = 4  # Requests that one instance works on where the configuration says nothing.
 MAX_THREADS = 64  # Of one endpoint, whatever the configuration says.
 TIMEOUT = 900  # Seconds that one answer may take unless the request says otherwise.
 TIME_TO_LIVE = 21_600  # Seconds that a request may wait unless it says otherwise.
+POLL = 0.1  # Seconds between two looks at whether an instance is ready again.
 MAX_WORDS = 2048  # Characters of an error that is written to S3.
 log = logging.getLogger(__name__)
 
@@ -68,31 +70,45 @@ class AsyncQueue:
 
     def __init__(self, aws, endpoint, config, instances):
         self.aws, self.endpoint, self.config = aws, endpoint, config
-        each = config.get("ClientConfig", {}).get("MaxConcurrentInvocationsPerInstance")
-        self.limit = min((each or CONCURRENCY) * instances, MAX_THREADS)
         self._requests = deque()
         self._lock = threading.Lock()
         self._threads = 0
+        self._cancelled = threading.Event()
+        self.resize(instances)
+
+    def resize(self, instances):
+        """Work on as many requests at once as so many instances take."""
+        each = self.config.get("ClientConfig", {}).get("MaxConcurrentInvocationsPerInstance")
+        with self._lock:
+            self._limit = min((each or CONCURRENCY) * instances, MAX_THREADS)
+            for _ in self._requests:
+                self._add_thread()
 
     def put(self, request, function):
-        """Let `function(payload, request)` return the `Answer` to write, as soon as it can."""
+        """Let `function(payload, request)` return the `Answer` to write, as soon as it can.
+
+        Where it raises `NotReady`, the request waits and it is called again.
+        """
         with self._lock:
             self._requests.append((request, function))
-            if self._threads == self.limit:
-                return
-            self._threads += 1
-        threading.Thread(target=self._work, daemon=True).start()
+            self._add_thread()
 
     def cancel(self):
         """Forget what waits."""
+        self._cancelled.set()
         with self._lock:
             self._requests.clear()
 
+    def _add_thread(self):
+        if self._threads < self._limit:
+            self._threads += 1
+            threading.Thread(target=self._work, daemon=True).start()
+
     def _work(self):
-        """Carry out requests until none waits."""
+        """Carry out requests until none waits, or fewer are to be carried out at once."""
         while True:
             with self._lock:
-                if not self._requests:
+                if not self._requests or self._threads > self._limit:
                     self._threads -= 1
                     return
                 item = self._requests.popleft()
@@ -106,15 +122,23 @@ class AsyncQueue:
                 log.exception("asynchronous request of %s", self.endpoint.name)
             self._write(request.failure, str(error)[:MAX_WORDS].encode(), "text/plain")
             return
+        if answer is None:
+            return
         if answer.status >= 300:
             self._write(request.failure, answer.body, answer.content_type)
         else:
             self._write(request.output, answer.body, answer.content_type)
 
     def _answer(self, request, function):
-        if time.monotonic() > request.expires:
-            raise JobFailed("The request expired before it could be processed.")
-        return function(self._payload(request.source), request)
+        """The answer, as soon as an instance is ready; None where the endpoint is deleted first."""
+        check_expiry(request)
+        payload = self._payload(request.source)
+        while not self._cancelled.is_set():
+            with contextlib.suppress(NotReady):
+                return function(payload, request)
+            self._cancelled.wait(POLL)
+            check_expiry(request)
+        return None
 
     def _payload(self, source):
         if isinstance(source, bytes):
@@ -135,3 +159,9 @@ class AsyncQueue:
                 self.aws.s3.put_object(Bucket=bucket, Key=key, Body=body, **kind)
             except ClientError as error:
                 log.error("asynchronous request of %s: %s: %s", self.endpoint.name, uri, error)
+
+
+def check_expiry(request):
+    """JobFailed where a request has waited longer than it may."""
+    if time.monotonic() > request.expires:
+        raise JobFailed("The request expired before it could be processed.")

@@ -94,6 +94,30 @@ class LocalAws:
         bucket, prefix = split_uri(uri)
         self.download_keys(bucket, prefix, self.keys(uri), folder)
 
+    def download_object(self, uri, folder):
+        """Copy the one object whose address is exactly `uri` into `folder`; the file's path.
+
+        Raises:
+            JobFailed: there is no such object.
+        """
+        bucket, key = split_uri(uri)
+        if key not in self.keys_below(uri):
+            raise JobFailed(
+                f"ClientError: Data download failed: No S3 object found at S3 URL {uri!r}."
+            )
+        self.download_keys(bucket, key, [key], folder)
+        return Path(folder) / key.rpartition("/")[2]
+
+    def download_archive(self, uri, folder, scratch):
+        """Unpack the `.tar.gz` at exactly `uri` into `folder`; it is kept in `scratch` meanwhile.
+
+        Raises:
+            JobFailed: there is no such object, or it is broken or unsafe.
+        """
+        archive = self.download_object(uri, scratch)
+        unpack(archive, folder)
+        archive.unlink()
+
     def download_keys(self, bucket, prefix, keys, folder):
         """Copy objects into `folder`, under their keys without `prefix`.
 
@@ -176,7 +200,7 @@ def unpack(archive, folder):
         JobFailed: the archive is broken or unsafe.
     """
     try:
-        with tarfile.open(archive) as tar:
+        with tarfile.open(archive, "r:gz") as tar:
             if sum(member.size for member in tar) > MAX_UNPACKED:
                 raise JobFailed(f"ClientError: {Path(archive).name} unpacks to too much.")
             tar.extractall(folder, filter="data")

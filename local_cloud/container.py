@@ -16,7 +16,6 @@ import logging
 import os
 import re
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -30,7 +29,7 @@ from pathlib import Path
 
 import psutil
 
-from local_cloud.instance import MARKER
+from local_cloud.instance import MARKER, remove_tree
 
 log = logging.getLogger(__name__)
 OPT_ML = "/opt/ml"
@@ -186,9 +185,14 @@ class Container:
             self._stop_at = self._stop_at or time.monotonic()
             self._signal(signal.SIGKILL)
 
+    def end_process(self):
+        """End what runs here now; `run` can start it again."""
+        with self._lock:
+            self._signal(signal.SIGKILL)
+
     def remove(self):
         """Delete the folder."""
-        shutil.rmtree(self.root, ignore_errors=True)
+        remove_tree(self.root)
 
     def _read(self, on_line):
         with self._process.stdout as lines:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from local_cloud.errors import CloudError
 
-TIME = "$time"  # Marks a datetime in the JSON of a record.
+TIME = "$time"  # Marks a datetime in the JSON of a record, or a list of one that is none.
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS records (
     kind TEXT, name TEXT, number INTEGER, body TEXT, PRIMARY KEY (kind, name));
@@ -51,7 +51,9 @@ class Disk:
         self._lock = threading.RLock()
         path = self.folder / "cloud.sqlite"
         try:
-            self.objects.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.folder.chmod(0o700)  # Also one that an earlier version has made.
+            self.objects.mkdir(exist_ok=True)
             self._connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
             self._connection.execute("PRAGMA journal_mode=WAL")
             self._connection.execute("PRAGMA synchronous=NORMAL")
@@ -81,15 +83,19 @@ class Disk:
 
     @contextlib.contextmanager
     def transaction(self):
-        """All changes inside it reach the disk together, or none does."""
+        """All changes inside it, and inside those within it, reach the disk together, or none."""
         with self._lock:
+            if self._connection.in_transaction:
+                yield
+                return
             self._connection.execute("BEGIN")
             try:
                 yield
+                self._connection.execute("COMMIT")
             except BaseException:
-                self._connection.execute("ROLLBACK")
+                if self._connection.in_transaction:  # SQLite has not given it up by itself.
+                    self._connection.execute("ROLLBACK")
                 raise
-            self._connection.execute("COMMIT")
 
     def write_file(self, content):
         """Keep bytes under a new name in `objects`, never half-written under it; the path."""
@@ -110,21 +116,32 @@ class Disk:
 
 def to_json(value):
     """The JSON text of a record: strings, numbers, lists, dictionaries and datetimes."""
-    return json.dumps(value, default=encode_time, separators=(",", ":"))
+    return json.dumps(encoded(value), separators=(",", ":"))
 
 
-def encode_time(value):
+def encoded(value):
+    """`value` with its datetimes as `{TIME: text}`, and `{TIME: x}` of its own as `{TIME: [x]}`."""
     if isinstance(value, datetime.datetime):
         return {TIME: value.isoformat()}
-    raise TypeError(f"{type(value).__name__} cannot be kept.")
+    if isinstance(value, dict):
+        inner = {key: encoded(item) for key, item in value.items()}
+        return {TIME: [inner[TIME]]} if set(inner) == {TIME} else inner
+    if isinstance(value, (list, tuple)):
+        return [encoded(item) for item in value]
+    return value
 
 
 def from_json(text):
     """The record that `to_json` wrote."""
-    return json.loads(text, object_hook=decode_time)
+    return json.loads(text, object_hook=decoded)
 
 
-def decode_time(value):
-    if set(value) == {TIME}:
+def decoded(value):
+    if set(value) != {TIME}:
+        return value
+    if isinstance(value[TIME], list):
+        return {TIME: value[TIME][0]}
+    try:
         return datetime.datetime.fromisoformat(value[TIME])
-    return value
+    except ValueError:  # No time, written before such dictionaries were told apart.
+        return value

@@ -157,7 +157,8 @@ class Endpoint:
         """The deployment, variant and instance for one request, kept alive meanwhile.
 
         Raises:
-            NoAnswer: no instance answers just now.
+            NoAnswer: the endpoint is being deleted.
+            NotReady: no instance answers just now.
             ServiceError: ThrottlingException.
             UnknownVariant: nobody has this name.
         """
@@ -243,6 +244,8 @@ class Endpoint:
                 instances = variant.instances + added[name]
                 variant.instances, variant.weight = instances[:count], weight
                 surplus += instances[count:]
+            if self.queue is not None:
+                self.queue.resize(len(deployment.instances()))
         return surplus
 
     def _switch(self, deployment):

@@ -1,5 +1,6 @@
 """Models, endpoint configurations and endpoints: what the control plane answers about them."""
 
+import sqlite3
 import threading
 
 from local_cloud.aws import split_uri
@@ -47,8 +48,7 @@ class Hosting:
         resource = arn(region, arn_kind, name)
         record = {key: value for key, value in params.items() if key != "Tags"}
         record.update({f"{kind}Arn": resource, "CreationTime": now(), **fields})
-        self.store.add(kind, name, record)
-        self.store.set_tags(resource, params.get("Tags"))
+        self.store.add(kind, name, record, params.get("Tags"))
         return {f"{kind}Arn": resource}
 
     def delete(self, kind, name):
@@ -149,9 +149,20 @@ class Hosting:
             self.store.begin(ENDPOINT, name, "Deleting", refused, message)
             endpoint = self.endpoints.pop(name, None)
         if endpoint is None:  # It failed before a restart.
-            self.store.remove(ENDPOINT, name)
+            self.forget(name)
         else:
-            endpoint.close(lambda: self.store.remove(ENDPOINT, name))
+            endpoint.close(lambda: self.forget(name))
+
+    def forget(self, name):
+        """Remove the record of an endpoint that has ended, or let it say why that is impossible."""
+        try:
+            self.store.remove(ENDPOINT, name)
+        except sqlite3.Error as error:
+            reason = (
+                f"local_cloud cannot write to its state folder ({error}): make room there, then "
+                "delete the endpoint again."
+            )
+            self.store.change(ENDPOINT, name, EndpointStatus="Failed", FailureReason=reason)
 
     def list_models(self, params, region):
         fields = ("ModelName", "ModelArn", "CreationTime")
@@ -175,7 +186,7 @@ class Hosting:
         for record in self.store.all(ENDPOINT):
             name = record["EndpointName"]
             if record["EndpointStatus"] == "Deleting":
-                self.store.remove(ENDPOINT, name)
+                self.forget(name)
             if record["EndpointStatus"] not in ("InService", *IN_PROGRESS):
                 continue
             region = record["EndpointArn"].split(":")[3]
@@ -215,6 +226,11 @@ def check_container(definition):
             "local_cloud runs scripts, not images: a container needs ModelDataUrl, ModelDataSource "
             "or code in the s3:// address SAGEMAKER_SUBMIT_DIRECTORY."
         )
+    for source, _ in model_sources(definition):
+        if source["S3DataType"] == "S3Prefix" and not source["S3Uri"].endswith("/"):
+            raise invalid(
+                f"The S3Uri of an S3Prefix must end with '/'; {source['S3Uri']!r} does not."
+            )
 
 
 def check_config(params):

@@ -6,6 +6,7 @@ here they have assumed a role, as in a notebook of SageMaker Studio.
 """
 
 import json
+import re
 from urllib.parse import unquote
 from xml.sax.saxutils import escape
 
@@ -57,6 +58,14 @@ def get_caller_identity(form):
         "</ResponseMetadata></GetCallerIdentityResponse>"
     )
     return 200, body
+
+
+def with_own_keys(text, instance):
+    """moto's XML answer of STS with this start's keys, the only ones that are accepted here."""
+    own = {"AccessKeyId": instance.access_key, "SecretAccessKey": instance.secret_key}
+    for name, value in own.items():
+        text = re.sub(rf"<{name}>[^<]*</{name}>", f"<{name}>{value}</{name}>", text)
+    return text
 
 
 def simulate_principal_policy(form):

@@ -73,9 +73,26 @@ def home_folder():
 def read_instance(home):
     """The instance that last started in `home`, alive or not; None where there is none."""
     try:
-        return Instance(**json.loads((home / "server.json").read_text()))
+        return load_instance(home)
     except (OSError, ValueError, TypeError):
         return None
+
+
+def load_instance(home):
+    return Instance(**json.loads((home / "server.json").read_text()))
+
+
+def is_forgotten(home, instance):
+    """Whether `home` was removed or belongs to another instance by now.
+
+    A file that cannot be read at this moment, as for want of file handles, says neither.
+    """
+    try:
+        return load_instance(home) != instance
+    except FileNotFoundError:
+        return True
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def sdk_defaults(region):
@@ -158,7 +175,7 @@ def clean_up(home, instance):
     server = [p for p in processes_of(instance.name) if p.pid == instance.pid]
     end_processes(server)  # First, so that it starts nothing new while its children end.
     end_processes(processes_of(instance.name), grace=2)
-    shutil.rmtree(instance.work_folder, ignore_errors=True)
+    remove_tree(instance.work_folder)
     (home / "server.json").unlink(missing_ok=True)
 
 
@@ -193,6 +210,18 @@ def is_lock_of(handle, home):
         return os.path.samestat(os.fstat(handle.fileno()), os.stat(home / "lock"))
     except FileNotFoundError:
         return False
+
+
+def remove_tree(folder):
+    """Delete a folder, also where a job took the right to write from parts of it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):  # As a rule it is gone.
+        os.chmod(folder, 0o700)
+        for path, names, _ in os.walk(folder):
+            for inner in (os.path.join(path, name) for name in names):
+                if not os.path.islink(inner):
+                    os.chmod(inner, 0o700)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def make_work_folder(home, name):
@@ -232,7 +261,7 @@ def start(home, port=0, region=DEFAULT_REGION):
             return wait_until_ready(home, server), True
         except BaseException:
             end_processes(processes_of(name))
-            shutil.rmtree(work, ignore_errors=True)
+            remove_tree(work)
             raise
 
 

@@ -12,7 +12,7 @@ from local_cloud import ACCOUNT_ID
 from local_cloud.asynchronous import TIME_TO_LIVE, TIMEOUT, AsyncRequest, locations
 from local_cloud.endpoint import ENDPOINT, UnknownVariant
 from local_cloud.errors import ServiceError
-from local_cloud.serving import NoAnswer, TimedOut
+from local_cloud.serving import NoAnswer, NotReady, TimedOut, definitions
 from local_cloud.variants import LOG_GROUP
 
 MAX_BODY = 6_291_456  # Bytes; of botocore's model of the service.
@@ -179,12 +179,13 @@ def ask(endpoint, headers, sent, body, timeout=None, strict=True):
         headers: the caller's headers, any case.
         sent: content type and accepted types, as the container will see them.
         timeout: seconds; None for the limits of real-time requests.
-        strict: whether the container's refusal is an exception.
+        strict: whether the container's refusal, and that none is ready, are a ModelError.
 
     Returns:
         (`Answer`, the `Variant` that gave it).
 
     Raises:
+        NotReady: no instance is ready, where that is no ModelError.
         ServiceError: ModelError, with the container's own status and message.
     """
     attributes = headers.get(ATTRIBUTES)
@@ -198,9 +199,8 @@ def ask(endpoint, headers, sent, body, timeout=None, strict=True):
             if variant.serverless and len(body) > MAX_SERVERLESS_BODY:
                 raise refused(f"Request {uuid.uuid4()} has oversize body.")
             container = instance.containers[-1].name
-            answer = instance.invoke(
-                body, sent, timeout or deployment.timeout(variant), target_container(headers)
-            )
+            only = target_container(headers, variant.model)
+            answer = instance.invoke(body, sent, timeout or deployment.timeout(variant), only)
             if answer.status < 300 and deployment.capture is not None:
                 deployment.capture.offer(
                     variant.name,
@@ -218,6 +218,8 @@ def ask(endpoint, headers, sent, body, timeout=None, strict=True):
         )
         raise model_error(0, container, words, endpoint.region, log_group) from None
     except NoAnswer as error:
+        if isinstance(error, NotReady) and not strict:
+            raise
         raise model_error(500, container, str(error), endpoint.region, log_group) from error
     if strict and answer.status >= 300:
         words = answer.body.decode("utf-8", "replace")
@@ -225,8 +227,22 @@ def ask(endpoint, headers, sent, body, timeout=None, strict=True):
     return answer, variant
 
 
-def target_container(headers):
-    return headers.get(f"{PREFIX}Target-Container-Hostname")
+def target_container(headers, model):
+    """The host name of the one container to ask; None where a request passes through all."""
+    name = headers.get(f"{PREFIX}Target-Container-Hostname")
+    mode = model.get("InferenceExecutionConfig", {}).get("Mode", "Serial")
+    if mode != "Direct":
+        if name:
+            raise refused("TargetContainerHostname needs a model of the execution mode Direct.")
+        return None
+    names = [definition["ContainerHostname"] for definition in definitions(model)]
+    if name not in names:
+        given = f"{name!r} is not" if name else "it is missing"
+        raise refused(
+            f"In the execution mode Direct TargetContainerHostname must be one of "
+            f"{', '.join(names)}; {given}."
+        )
+    return name
 
 
 def unknown_variant(endpoint, error):

@@ -55,8 +55,7 @@ class Jobs:
         record[arn_field] = arn(region, self.arn_kind, name)
         record[f"{self.kind}Status"] = "InProgress"
         record.update(CreationTime=now(), LastModifiedTime=now())
-        self.store.add(self.kind, name, record)
-        self.store.set_tags(record[arn_field], tags)
+        self.store.add(self.kind, name, record, tags)
         return {arn_field: record[arn_field]}
 
     def launch(self, name, job):

@@ -27,6 +27,7 @@ from werkzeug.test import EnvironBuilder
 from local_cloud import ACCOUNT_ID
 from local_cloud.disk import from_json, to_json
 from local_cloud.errors import ServiceError
+from local_cloud.presigned import PARAMETERS
 
 READS = ("Get", "List", "Simulate")  # How IAM's actions begin that change nothing.
 KEPT_FIELDS = ("checksum_value", "checksum_algorithm", "checksum_type", "_storage_class")
@@ -121,7 +122,8 @@ class Mirror:
 
     def _record_s3(self, request, body):
         name, _, key = request.path[1:].partition("/")
-        query = set(request.args)
+        # The signature of a presigned address is no part of what it asks for.
+        query = {name for name in request.args if name not in PARAMETERS}
         if key:
             # A part of an upload becomes visible, and is kept, when the upload is completed.
             if not query & {"partNumber", "uploads"}:
@@ -133,12 +135,19 @@ class Mirror:
         elif request.method == "PUT":
             self._keep_name(self._s3.buckets[name])
         else:
-            self._disk.execute("DELETE FROM buckets WHERE name = ?", name)
+            self._forget_bucket(name)
+
+    def _forget_bucket(self, name):
+        """Delete what is kept of a bucket, also objects whose end a full disk did not take."""
+        rows = self._disk.query("SELECT file FROM objects WHERE bucket = ?", name)
+        subject = f"s3 {name} "
+        with self._disk.transaction():
+            self._disk.execute("DELETE FROM objects WHERE bucket = ?", name)
             self._disk.execute(
-                "DELETE FROM requests WHERE substr(subject, 1, ?) = ?",
-                len(name) + 4,
-                f"s3 {name} ",
+                "DELETE FROM requests WHERE substr(subject, 1, ?) = ?", len(subject), subject
             )
+            self._disk.execute("DELETE FROM buckets WHERE name = ?", name)
+        self._retire(rows, None)
 
     def _keep_name(self, bucket):
         row = (bucket.name, bucket.region_name, bucket.creation_date.isoformat())
@@ -199,12 +208,13 @@ class Mirror:
         known = set()
         for bucket, name, file, body in self._disk.query("SELECT * FROM objects"):
             path = self._disk.objects / file
-            known.add(path)
-            if not path.is_file():
-                log.error("the file of s3://%s/%s is missing; the object is lost", bucket, name)
-                self._disk.execute(DELETE_OBJECT, bucket, name)
+            missing = "bucket" if bucket not in self._s3.buckets else "file"
+            if missing == "file" and path.is_file():
+                known.add(path)
+                self._restore_object(bucket, name, path, from_json(body))
                 continue
-            self._restore_object(bucket, name, path, from_json(body))
+            log.error("the %s of s3://%s/%s is missing; the object is lost", missing, bucket, name)
+            self._disk.execute(DELETE_OBJECT, bucket, name)
         for path in set(self._disk.objects.iterdir()) - known:
             path.unlink()  # Of a write that was killed, or of an object that was replaced.
 

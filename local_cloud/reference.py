@@ -53,7 +53,9 @@ name are checked, kept and described, and change nothing. Every other operation 
 RULES = """\
 **Who may ask.** The server listens on 127.0.0.1 only. Every request must carry an AWS signature
 (version 4) made with the keys of this start, which `env` prints and only this user can read; the
-signed time may differ by {skew:g} minutes. There is one account, {account}, and any region.
+signed time may differ by {skew:g} minutes. Presigned addresses of S3 are answered until they
+expire. STS gives these same keys for a role or a session, and they end with this start. There is
+one account, {account}, and any region.
 
 **Other services.** S3, IAM, STS and CloudWatch Logs are answered by moto. Every caller has assumed
 the role `{role}`, which may do everything; so the SDK finds a role where a call names none, and

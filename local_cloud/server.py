@@ -5,7 +5,6 @@ import json
 import logging
 import os
 import secrets
-import shutil
 import signal
 import sqlite3
 import threading
@@ -23,14 +22,17 @@ from local_cloud.instance import (
     Instance,
     end_processes,
     home_folder,
+    is_forgotten,
     processes_of,
-    read_instance,
+    remove_tree,
     write_instance,
 )
 from local_cloud.listener import BODY_READ, ApplicationSlot, KeepAlive, make_server
 
 # moto adds CORS headers for any web page unless told not to, before it is imported.
 os.environ["MOTO_DISABLE_GLOBAL_CORS"] = "true"
+# AWS's own policies, such as AmazonSageMakerFullAccess; moto reads them in 0.1 s.
+os.environ["MOTO_IAM_LOAD_MANAGED_POLICIES"] = "true"
 
 from moto.moto_server.werkzeug_app import (
     DomainDispatcherApplication,
@@ -38,7 +40,7 @@ from moto.moto_server.werkzeug_app import (
     create_backend_app,
 )
 
-from local_cloud import iam, signature
+from local_cloud import iam, presigned, signature
 from local_cloud.api import ControlPlane
 from local_cloud.aws import LocalAws
 from local_cloud.disk import Disk
@@ -91,7 +93,8 @@ class Cloud:
 
     def __call__(self, environ, start_response):
         request = Request(environ)
-        known = signature.names_key(request.headers, self.instance.access_key)
+        key = self.instance.access_key
+        known = signature.names_key(request.headers, key) or presigned.names_key(request.args, key)
         request.max_content_length = MAX_BODY if known else MAX_STRANGE_BODY
         try:
             answer = self.answer(request, environ)
@@ -114,18 +117,18 @@ class Cloud:
         body = request.get_data(cache=False)
         environ[BODY_READ] = True
         raw_path = environ.get("RAW_URI") or environ["REQUEST_URI"]
-        caller = signature.check(
-            request.method,
-            f"http://{request.host}{raw_path}",
-            request.headers,
-            body,
-            self.instance.access_key,
-            self.instance.secret_key,
-        )
+        sent = (request.method, f"http://{request.host}{raw_path}", request.headers)
+        keys = (self.instance.access_key, self.instance.secret_key)
+        if "Authorization" in request.headers:
+            caller = signature.check(*sent, body, *keys)
+        else:
+            caller = presigned.check(*sent, *keys)
         # The body was read for its signature; whoever answers reads it again.
         environ["wsgi.input"] = io.BytesIO(body)
         environ["CONTENT_LENGTH"] = str(len(body))
         environ.pop("HTTP_TRANSFER_ENCODING", None)
+        # moto goes by this header, which a presigned address lacks.
+        environ.setdefault("HTTP_AUTHORIZATION", caller.authorization)
         if caller.service == "sagemaker":
             return self.sagemaker(request, body, caller.region)
         if caller.service not in MOTO_SERVICES:
@@ -141,6 +144,8 @@ class Cloud:
         response = Response.from_app(self.moto, environ)
         if response.status_code < 300:
             self.mirror.record(caller, request, body)
+            if caller.service == "sts":
+                response.set_data(iam.with_own_keys(response.get_data(as_text=True), self.instance))
         return response
 
     def sagemaker(self, request, body, region):
@@ -195,7 +200,7 @@ def serve(port, region, work_folder):
     cloud.halt()
     # `stop` does this, too; a plain SIGTERM must not leave the jobs behind either.
     end_processes([p for p in processes_of(instance.name) if p.pid != instance.pid], grace=2)
-    shutil.rmtree(work_folder, ignore_errors=True)
+    remove_tree(work_folder)
     disk.close()
     # The interpreter would take moto's thousands of classes down one by one, while `stop` waits.
     os._exit(0)
@@ -203,6 +208,6 @@ def serve(port, region, work_folder):
 
 def shut_down_once_forgotten(server, instance):
     """End the server when its home is removed: no `stop` could find it any more."""
-    while read_instance(home_folder()) == instance:
+    while not is_forgotten(home_folder(), instance):
         time.sleep(HOME_SECONDS)
     server.shutdown()

@@ -2,7 +2,6 @@
 
 import logging
 import secrets
-import shutil
 import sys
 import threading
 import time
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import urllib3
 
-from local_cloud.aws import LogStream, unpack
+from local_cloud.aws import LogStream
 from local_cloud.container import OPT_ML, Container
 from local_cloud.errors import JobFailed
 from local_cloud.requirements import are_installed
@@ -45,6 +44,10 @@ class NoAnswer(Exception):
     """The model server could not be reached, or ended before it answered."""
 
 
+class NotReady(NoAnswer):
+    """No model server took the request: they are starting again."""
+
+
 class TimedOut(Exception):
     """The model server did not answer in time."""
 
@@ -55,18 +58,22 @@ def definitions(model):
 
 
 def model_sources(definition):
-    """Where a container's files come from: (S3 address, is a tar archive, folder below /opt/ml)."""
+    """Where a container's files come from: (an `S3ModelDataSource`, folder below /opt/ml)."""
     found = []
     if definition.get("ModelDataUrl"):
-        found.append((definition["ModelDataUrl"], True, "model"))
+        found.append((archive_source(definition["ModelDataUrl"]), "model"))
     main = definition.get("ModelDataSource", {}).get("S3DataSource")
     if main:
-        found.append((main["S3Uri"], main["CompressionType"] == "Gzip", "model"))
+        found.append((main, "model"))
     for source in definition.get("AdditionalModelDataSources", []):
-        data = source["S3DataSource"]
         folder = f"additional-model-data-sources/{source['ChannelName']}"
-        found.append((data["S3Uri"], data["CompressionType"] == "Gzip", folder))
+        found.append((source["S3DataSource"], folder))
     return found
+
+
+def archive_source(uri):
+    """The `S3ModelDataSource` of one gzip-compressed tar archive."""
+    return {"S3Uri": uri, "S3DataType": "S3Object", "CompressionType": "Gzip"}
 
 
 def submitted_code(definition):
@@ -116,7 +123,7 @@ class ModelContainer:
         self._token = secrets.token_urlsafe(30)
         self._pool = urllib3.PoolManager(maxsize=CONNECTIONS)
         self._container = None
-        self._is_late = False  # It did not answer in time, so it was ended for good.
+        self._ready_at = None  # When it last began to answer, by the clock of `time.monotonic`.
         self._closing = threading.Event()
         self._settled = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True, name=stream)
@@ -157,12 +164,13 @@ class ModelContainer:
             timeout: seconds.
 
         Raises:
-            NoAnswer: the server is not there, or ended while it worked on this.
+            NotReady: the server is not there.
+            NoAnswer: it ended while it worked on this.
             TimedOut: it took longer.
         """
         url = self._url
         if url is None:
-            raise NoAnswer("the model server is starting again")
+            raise NotReady("the model server is starting again")
         sent = {**headers, "Authorization": f"Bearer {self._token}"}
         limits = urllib3.Timeout(connect=5, read=timeout)
         try:
@@ -177,6 +185,8 @@ class ModelContainer:
             )
         except urllib3.exceptions.ReadTimeoutError:
             raise TimedOut from None
+        except urllib3.exceptions.NewConnectionError as error:  # It has just ended.
+            raise NotReady("the model server is starting again") from error
         except urllib3.exceptions.HTTPError as error:
             raise NoAnswer(f"no answer from the model server: {error}") from error
         text = answer.data
@@ -219,15 +229,15 @@ class ModelContainer:
     def _prepare(self, stream):
         """Lay out `/opt/ml`, install what the code asks for; return the folder of the code."""
         container = self._container
-        for uri, is_archive, folder in model_sources(self.definition):
-            self._fetch(uri, is_archive, container.ml / folder)
+        for source, folder in model_sources(self.definition):
+            self._fetch(source, container.ml / folder)
         model = container.ml / "model"
         model.mkdir(exist_ok=True)
         code = model / "code"
         submitted = submitted_code(self.definition)
         if submitted:
             code = container.ml / "code"
-            self._fetch(submitted, True, code)
+            self._fetch(archive_source(submitted), code)
             self.variables["SAGEMAKER_SUBMIT_DIRECTORY"] = f"{OPT_ML}/code"
         if code.is_dir():
             container.localize_scripts(code)
@@ -240,19 +250,15 @@ class ModelContainer:
         self._install(code / "requirements.txt", stream)
         return code
 
-    def _fetch(self, uri, is_archive, folder):
-        """Bring an object or a prefix to `folder`; JobFailed where that is not possible."""
-        download = self._container.root / uuid.uuid4().hex
-        self.aws.download(uri, download)
+    def _fetch(self, source, folder):
+        """Bring an `S3ModelDataSource` to `folder`; JobFailed where that is not possible."""
         folder.mkdir(parents=True, exist_ok=True)
-        if is_archive:
-            archives = list(download.iterdir())
-            if len(archives) != 1 or not archives[0].is_file():
-                raise JobFailed(f"{uri!r} must be one gzip-compressed tar archive.")
-            unpack(archives[0], folder)
+        if source["CompressionType"] == "Gzip":
+            self.aws.download_archive(source["S3Uri"], folder, self._container.root / ".download")
+        elif source["S3DataType"] == "S3Object":
+            self.aws.download_object(source["S3Uri"], folder)
         else:
-            shutil.copytree(download, folder, dirs_exist_ok=True)
-        shutil.rmtree(download)
+            self.aws.download(source["S3Uri"], folder)
 
     def _install(self, requirements, stream):
         """Install the code's own packages into this container, as the toolkit does."""
@@ -274,7 +280,7 @@ class ModelContainer:
         """Keep the model server running until it is closed.
 
         Raises:
-            JobFailed: it ended before it was ever in service, or did not answer in time.
+            JobFailed: it ended before it was ever in service, or did not answer in time then.
         """
         container = self._container
         model, port_file = container.ml / "model", container.root / "port"
@@ -283,19 +289,22 @@ class ModelContainer:
         pause = 0.05
         while not self._is_over():
             port_file.unlink(missing_ok=True)
-            started = time.monotonic()
+            self._ready_at = None
             self._run_server([*command, handlers], model, port_file, stream)
             self._url = None
             if self._is_over():
                 return
-            if self._is_late or not self._settled.is_set():
+            if not self._settled.is_set():
                 raise JobFailed(
                     f"The {self.name} container{self.owner} did not pass the ping health check. "
                     f"Please check CloudWatch logs. Its last lines:\n{self._last_words()}"
                 )
             # The service replaces what crashed, too, and the endpoint stays in service meanwhile.
-            pause = 0.1 if time.monotonic() - started > MAX_PAUSE else min(2 * pause, MAX_PAUSE)
+            pause = 0.1 if self._has_served_long() else min(2 * pause, MAX_PAUSE)
             self._closing.wait(pause)
+
+    def _has_served_long(self):
+        return self._ready_at is not None and time.monotonic() - self._ready_at > MAX_PAUSE
 
     def _is_over(self):
         return self._closing.is_set() or self.aws.ending.is_set()
@@ -320,14 +329,13 @@ class ModelContainer:
             if port_file.exists():
                 url = f"http://127.0.0.1:{port_file.read_text()}"
                 if self._pings(url):
-                    self._url = url
+                    self._url, self._ready_at = url, time.monotonic()
                     self._settled.set()
                     return
-        self._is_late = True
         self._container.last_lines.append(
             f"No answer to a ping within {self.startup_timeout} s of its start."
         )
-        self._container.kill()
+        self._container.end_process()
 
     def _pings(self, url):
         headers = {"Authorization": f"Bearer {self._token}"}
@@ -384,16 +392,15 @@ class ServingInstance:
         Args:
             only: the host name of the one container to ask, in the execution mode `Direct`.
         """
-        containers = [c for c in self.containers if only in (None, c.name)]
-        for position, container in enumerate(containers, 1):
-            is_last = position == len(containers)
-            sent = headers if is_last else {k: v for k, v in headers.items() if k != "Accept"}
+        *others, last = [c for c in self.containers if only in (None, c.name)]
+        for container in others:
+            sent = {name: value for name, value in headers.items() if name != "Accept"}
             answer = container.invoke(body, sent, timeout)
-            if answer.status >= 300 or is_last:
+            if answer.status >= 300:
                 return answer
             body = answer.body
             headers = {**headers, "Content-Type": answer.content_type or "application/json"}
-        raise NoAnswer(f"there is no container {only!r}")
+        return last.invoke(body, headers, timeout)
 
     def drain(self, timeout):
         """Wait until nobody waits for an answer of this instance, at most `timeout` seconds."""

@@ -33,6 +33,11 @@ class Caller:
     service: str
     region: str
 
+    @property
+    def authorization(self):
+        """The beginning of an Authorization header that says both."""
+        return f"AWS4-HMAC-SHA256 Credential=x/20260101/{self.region}/{self.service}/aws4_request"
+
 
 def names_key(headers, access_key):
     """Whether the Authorization header names `access_key`; no proof of the secret one."""
@@ -59,8 +64,7 @@ def check(method, url, headers, body, access_key, secret_key):
     match = AUTHORIZATION.fullmatch(headers.get("authorization", "").strip())
     if match is None:
         raise forbidden("MissingAuthenticationToken", "The request is not signed.")
-    if not hmac.compare_digest(match["key"].encode(), access_key.encode()):
-        raise forbidden("InvalidClientTokenId", "The access key is not of this local cloud.")
+    check_key(match["key"], access_key)
     signed = match["headers"].split(";")
     sent_at = headers.get("x-amz-date", "")
     if "host" not in signed or "x-amz-date" not in signed or not is_fresh(sent_at):
@@ -75,10 +79,23 @@ def check(method, url, headers, body, access_key, secret_key):
     request.context["timestamp"] = sent_at
     auth_class = S3SigV4Auth if match["service"] == "s3" else SigV4Auth
     auth = auth_class(Credentials(access_key, secret_key), match["service"], match["region"])
-    text = auth.string_to_sign(request, auth.canonical_request(request))
-    if not hmac.compare_digest(auth.signature(text, request), match["signature"]):
-        raise forbidden("SignatureDoesNotMatch", "The signature does not match the request.")
+    check_signature(match["signature"], signature_of(request, auth))
     return Caller(match["service"], match["region"])
+
+
+def check_key(key, access_key):
+    if not hmac.compare_digest(key.encode(), access_key.encode()):
+        raise forbidden("InvalidClientTokenId", "The access key is not of this local cloud.")
+
+
+def check_signature(given, right):
+    if not hmac.compare_digest(given.encode(), right.encode()):
+        raise forbidden("SignatureDoesNotMatch", "The signature does not match the request.")
+
+
+def signature_of(request, auth):
+    """The signature that a version 4 signer of botocore gives a request."""
+    return auth.signature(auth.string_to_sign(request, auth.canonical_request(request)), request)
 
 
 def is_hash_of(body, declared):

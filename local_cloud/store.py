@@ -56,8 +56,8 @@ class Store:
         for resource, key, value in disk.query("SELECT arn, key, value FROM tags"):
             self._tags[resource][key] = value
 
-    def add(self, kind, name, record):
-        """Keep a new record.
+    def add(self, kind, name, record, tags=None):
+        """Keep a new record and the tags of its ARN, both or none.
 
         Raises:
             ServiceError: the name is taken, or the disk is full.
@@ -66,7 +66,11 @@ class Store:
             if name in self._records[kind]:
                 raise taken(kind, self._records[kind][name].get(f"{kind}Arn", name))
             number = self._next
-            self._disk.execute(INSERT, kind, name, number, to_json(record))
+            resource_arn, tags = record.get(f"{kind}Arn"), named(tags)
+            with self._disk.transaction():
+                self._disk.execute(INSERT, kind, name, number, to_json(record))
+                self._insert_tags(resource_arn, tags)
+            self._tags[resource_arn].update(tags)
             self._next += 1
             self._numbers[kind, name] = number
             self._records[kind][name] = record
@@ -154,14 +158,17 @@ class Store:
     def set_tags(self, resource_arn, tags):
         """Add tags to a resource; ResourceLimitExceeded where they become too many."""
         with self._lock:
-            changed = {tag["Key"]: tag["Value"] for tag in tags or []}
+            changed = named(tags)
             if len(self._tags[resource_arn] | changed) > MAX_TAGS:
                 raise ServiceError(
                     "ResourceLimitExceeded", f"A resource has at most {MAX_TAGS} tags."
                 )
-            rows = [(resource_arn, key, value) for key, value in changed.items()]
-            self._disk.execute_many("INSERT OR REPLACE INTO tags VALUES (?, ?, ?)", rows)
+            self._insert_tags(resource_arn, changed)
             self._tags[resource_arn].update(changed)
+
+    def _insert_tags(self, resource_arn, tags):
+        rows = [(resource_arn, key, value) for key, value in tags.items()]
+        self._disk.execute_many("INSERT OR REPLACE INTO tags VALUES (?, ?, ?)", rows)
 
     def remove_tags(self, resource_arn, keys):
         with self._lock:
@@ -182,6 +189,11 @@ class Store:
                 for kind, records in self._records.items()
                 for record in records.values()
             )
+
+
+def named(tags):
+    """Tags of a request, or None, as a dictionary."""
+    return {tag["Key"]: tag["Value"] for tag in tags or []}
 
 
 def words(kind):

@@ -92,10 +92,7 @@ def fetch_code(aws, container, hyperparameters):
     if submitted is None:
         return code
     if str(submitted).startswith("s3://"):
-        download = container.root / "source"
-        aws.download(submitted, download)
-        unpack(next(path for path in download.rglob("*") if path.is_file()), code)
-        shutil.rmtree(download)
+        aws.download_archive(submitted, code, container.root / ".download")
     else:
         copy_code(Path(container.localize(str(submitted))), code, submitted)
     container.localize_scripts(code)

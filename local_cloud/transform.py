@@ -27,6 +27,7 @@ MAX_PAYLOAD_MB = 100  # Its limit for MaxPayloadInMB times MaxConcurrentTransfor
 TIMEOUT = 600  # Seconds; its default for InvocationsTimeoutInSeconds.
 RETRIES = 3  # Its default for InvocationsMaxRetries.
 RETRY_PAUSE = 0.5  # Seconds.
+POLL = 0.05  # Seconds between two looks at whether an instance is ready again.
 MAX_INSTANCES = 4  # Processes of one job; each may hold a whole model in memory.
 MAX_REQUESTS = 32  # At once, whatever MaxConcurrentTransforms says.
 SUMMARY = (
@@ -335,13 +336,29 @@ class TransformJob:
 
     def send(self, body, timeout):
         """Ask the instance with the least to do."""
-        with self._choice:
-            instance = min(self.instances, key=lambda one: one.in_flight)
-            instance.enter()
+        instance = self.next_instance(timeout)
         try:
             return instance.invoke(body, self.headers(), timeout)
         finally:
             instance.leave()
+
+    def next_instance(self, timeout):
+        """The ready instance with the least to do, which counts one more request from now on.
+
+        Raises:
+            JobFailed: none was ready for `timeout` seconds, or the job was stopped.
+        """
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            with self._choice:
+                ready = [instance for instance in self.instances if instance.is_ready]
+                if ready:
+                    instance = min(ready, key=lambda one: one.in_flight)
+                    instance.enter()
+                    return instance
+            if self.stopping.wait(POLL):
+                raise JobFailed("The job was stopped.")
+        raise JobFailed(f"AlgorithmError: no model server was ready for {timeout} s")
 
     def headers(self):
         kinds = {

@@ -3,7 +3,7 @@
 import threading
 
 from local_cloud.errors import ServiceError
-from local_cloud.serving import STARTUP_TIMEOUT, NoAnswer, definitions, make_instance
+from local_cloud.serving import STARTUP_TIMEOUT, NotReady, definitions, make_instance
 from local_cloud.store import now
 
 LOG_GROUP = "/aws/sagemaker/Endpoints"
@@ -45,7 +45,7 @@ class Variant:
         """The next instance that answers, in turn.
 
         Raises:
-            NoAnswer: all of them are starting again.
+            NotReady: all of them are starting again.
             ServiceError: ThrottlingException where a serverless variant is at its concurrency.
         """
         if self.serverless:
@@ -56,7 +56,7 @@ class Variant:
             self._turn = (self._turn + 1) % len(self.instances)
             if self.instances[self._turn].is_ready:
                 return self.instances[self._turn]
-        raise NoAnswer("the model server is starting again")
+        raise NotReady("the model server is starting again")
 
     def summary(self, status=None):
         """The entry of `ProductionVariants` in DescribeEndpoint.

@@ -3,6 +3,7 @@
 import json
 from urllib.parse import unquote
 
+import boto3
 import pytest
 from harness import Cloud, command_line
 
@@ -51,3 +52,31 @@ def test_the_sdk_finds_its_bucket_and_sends_no_telemetry(sdk, cloud):
     assert cloud.s3.head_bucket(Bucket=session.default_bucket())
     opted_out = resolve_value_from_config(None, TELEMETRY_OPT_OUT_PATH, False, session)
     assert opted_out is True
+
+
+def test_policies_of_aws_can_be_attached(cloud):
+    iam = cloud.client("iam")
+    trust = {"Effect": "Allow", "Principal": "*", "Action": "sts:AssumeRole"}
+    document = json.dumps({"Version": "2012-10-17", "Statement": [trust]})
+    role = iam.create_role(RoleName="managed", AssumeRolePolicyDocument=document)["Role"]
+    policy = "arn:aws:iam::aws:policy/AmazonSageMakerFullAccess"
+    iam.attach_role_policy(RoleName="managed", PolicyArn=policy)
+    results = iam.simulate_principal_policy(
+        PolicySourceArn=role["Arn"], ActionNames=["sagemaker:CreateTrainingJob", "ec2:RunInstances"]
+    )["EvaluationResults"]
+    assert [result["EvalDecision"] for result in results] == ["allowed", "implicitDeny"]
+
+
+@pytest.mark.parametrize("operation", ["assume_role", "get_session_token"])
+def test_temporary_keys_are_accepted(cloud, operation):
+    role = {"RoleArn": ROLE, "RoleSessionName": "me"} if operation == "assume_role" else {}
+    keys = getattr(cloud.client("sts"), operation)(**role)["Credentials"]
+    client = boto3.client(
+        "sagemaker",
+        endpoint_url=cloud.url,
+        region_name="us-east-1",
+        aws_access_key_id=keys["AccessKeyId"],
+        aws_secret_access_key=keys["SecretAccessKey"],
+        aws_session_token=keys["SessionToken"],
+    )
+    assert "Models" in client.list_models()

@@ -1,18 +1,23 @@
 """What survives: stop and start, a killed server, a full disk, and many random ends."""
 
 import contextlib
+import datetime
 import json
 import os
 import random
 import shutil
+import sqlite3
 import subprocess
 import time
 from pathlib import Path
 
 import psutil
 import pytest
+from botocore.config import Config
 from botocore.exceptions import ClientError
 from harness import BUCKET, ROLE, Cloud, archive, command_line, processes_with, until
+
+from local_cloud.disk import from_json, to_json
 
 ROUNDS = int(os.environ.get("SOAK_ROUNDS", "6"))  # `make soak` runs 50.
 SLOW = "import time; print('started', flush=True); time.sleep(600)"
@@ -37,6 +42,7 @@ READABLE = {
     ],
 }
 FINAL = ("Completed", "Failed", "Stopped")
+MOMENT = datetime.datetime(2026, 1, 1, tzinfo=datetime.timezone.utc)
 
 
 def start(home):
@@ -149,6 +155,91 @@ def test_everything_is_there_again_after_stop_and_start(own_home):
         again.sagemaker.stop_training_job(TrainingJobName="kept")
     again.sagemaker.delete_training_job(TrainingJobName="kept")
     assert (own_home / "server.log").read_text() == ""
+
+
+def test_objects_whose_bucket_is_gone_do_not_keep_the_cloud_from_starting(own_home):
+    cloud = start(own_home)
+    cloud.s3.create_bucket(Bucket=BUCKET)
+    cloud.put("kept", b"1")
+    state = sqlite3.connect(own_home / "state" / "cloud.sqlite", isolation_level=None)
+    copied = "INSERT INTO objects SELECT ?, key, ?, body FROM objects WHERE bucket = ?"
+    for bucket in ("emptied", "unknown"):  # As where a full disk did not take their end.
+        (own_home / "state" / "objects" / bucket).write_bytes(b"1")
+        state.execute(copied, (bucket, bucket, BUCKET))
+    cloud.s3.create_bucket(Bucket="emptied")
+    cloud.s3.delete_bucket(Bucket="emptied")
+    assert state.execute("SELECT count(*) FROM objects WHERE bucket = 'emptied'").fetchone() == (0,)
+    state.close()
+    assert not (own_home / "state" / "objects" / "emptied").exists()
+    command_line(own_home, "stop")
+    again = start(own_home)
+    assert list(objects(again)) == ["kept"]
+    assert "the bucket of s3://unknown/kept is missing" in (own_home / "server.log").read_text()
+
+
+@pytest.fixture
+def full(cloud):
+    """Lets the disk refuse changes of one table, of rows whose field has a value."""
+    state = sqlite3.connect(cloud.home / "state" / "cloud.sqlite", isolation_level=None)
+
+    def refuse(change, table, field, value):
+        row = "old" if change == "DELETE" else "new"
+        state.execute(
+            f"CREATE TRIGGER full BEFORE {change} ON {table} WHEN {row}.{field} = '{value}' "
+            "BEGIN SELECT RAISE(ABORT, 'database or disk is full'); END"
+        )
+
+    yield refuse, lambda: state.execute("DROP TRIGGER IF EXISTS full")
+    state.execute("DROP TRIGGER IF EXISTS full")
+    state.close()
+
+
+def test_a_job_whose_tags_the_disk_refuses_does_not_exist(cloud, full):
+    refuse, make_room = full
+    tags = [{"Key": "only-here", "Value": "v"}]
+    request = cloud.training_request("print(1)", Tags=tags)
+    refuse("INSERT", "tags", "key", "only-here")
+    once = cloud.client("sagemaker", config=Config(retries={"total_max_attempts": 1}))
+    with pytest.raises(ClientError, match="disk is full"):
+        once.create_training_job(**request)
+    with pytest.raises(ClientError, match="not found"):
+        cloud.sagemaker.describe_training_job(TrainingJobName=request["TrainingJobName"])
+    make_room()
+    arn = cloud.sagemaker.create_training_job(**request)["TrainingJobArn"]
+    assert cloud.sagemaker.list_tags(ResourceArn=arn)["Tags"] == tags
+    cloud.wait_for_training(request["TrainingJobName"])
+
+
+def test_an_endpoint_that_the_disk_keeps_can_be_deleted_again(cloud, full):
+    refuse, make_room = full
+    make_endpoint(cloud, "stays")
+    refuse("DELETE", "records", "name", "stays")
+
+    def failed():
+        description = cloud.sagemaker.describe_endpoint(EndpointName="stays")
+        return description["EndpointStatus"] == "Failed" and description["FailureReason"]
+
+    for _ in range(2):
+        cloud.sagemaker.delete_endpoint(EndpointName="stays")
+        assert "make room there, then delete the endpoint again" in until(failed)
+    make_room()
+    cloud.sagemaker.delete_endpoint(EndpointName="stays")
+    assert cloud.sagemaker.list_endpoints(NameContains="stays")["Endpoints"] == []
+
+
+@pytest.mark.parametrize(
+    "value", [{"$time": "5"}, {"$time": "2026-01-01"}, {"$time": {"$time": "5"}}, MOMENT]
+)
+def test_what_is_no_time_is_not_read_as_one(value):
+    assert from_json(to_json({"HyperParameters": [value]})) == {"HyperParameters": [value]}
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [('{"$time":"2026-01-01T00:00:00+00:00"}', MOMENT), ('{"$time":"5"}', {"$time": "5"})],
+)
+def test_a_state_of_earlier_versions_is_read(text, value):
+    assert from_json(text) == value
 
 
 def test_replaced_and_deleted_objects_leave_no_file(own_home):

@@ -1,5 +1,6 @@
 """Models, endpoint configurations, endpoints and their invocation."""
 
+import gzip
 import io
 import json
 import os
@@ -95,6 +96,37 @@ def test_a_crashed_server_is_started_again(cloud, multiply):
     assert multiply.describe()["EndpointStatus"] == "InService"
 
 
+# Its second start takes a minute.
+SLOW_ONCE = """
+import os, time
+
+def model_fn(model_dir):
+    starts = os.path.join(model_dir, "starts")
+    with open(starts, "a") as file:
+        file.write("x")
+    if os.path.getsize(starts) == 2:
+        time.sleep(60)
+
+def transform_fn(model, body, content_type, accept):
+    return str(os.getpid())
+"""
+
+
+def test_a_server_that_starts_again_too_slowly_is_replaced(cloud):
+    model = archive({"code/inference.py": SLOW_ONCE})
+    endpoint = deploy(cloud, model, {"SAGEMAKER_STARTUP_TIMEOUT": "4"}).serve()
+    os.kill(int(endpoint.invoke(b"x")["Body"].read()), signal.SIGKILL)
+
+    def answers():
+        try:
+            return endpoint.invoke(b"x")
+        except cloud.runtime.exceptions.ModelError:
+            return False
+
+    until(answers)
+    endpoint.delete()
+
+
 def test_the_model_server_s_port_is_local_and_wants_its_token(multiply):
     listening = [c for c in multiply.server().net_connections() if c.status == "LISTEN"]
     assert [connection.laddr.ip for connection in listening] == ["127.0.0.1"]
@@ -135,13 +167,14 @@ def link_archive():
     ("model", "words"),
     [
         (b"no archive", "model.tar.gz cannot be unpacked"),
+        (gzip.decompress(multiplier(2)), "model.tar.gz cannot be unpacked"),
         (archive({"../outside.txt": "1"}), "outside"),
         (link_archive(), "model.tar.gz cannot be unpacked"),
         (archive({"factor.json": "1"}), "The model has no code/inference.py"),
         (archive({"code/inference.py": "def predict_fn(d, m): pass"}), "provide a model_fn"),
         (archive({"code/inference.py": MULTIPLY}), "factor.json"),
     ],
-    ids=["broken", "outside", "link", "no script", "no model_fn", "model_fn raises"],
+    ids=["broken", "not gzip", "outside", "link", "no script", "no model_fn", "model_fn raises"],
 )
 def test_a_model_that_cannot_be_loaded_fails_with_the_reason(cloud, model, words):
     endpoint = deploy(cloud, model)

@@ -83,6 +83,23 @@ def test_model_data_source(cloud, kind):
     endpoint.delete()
 
 
+@pytest.mark.parametrize("kind", ["ModelDataUrl", "S3Object", "code"])
+def test_an_address_means_one_object_and_no_longer_name(cloud, kind):
+    key = f"models/{unique('exact')}/model.tar.gz"
+    cloud.put(f"{key}.bak", archive({"serve.py": STEP, "code/inference.py": STEP}))
+    uri = f"s3://{BUCKET}/{key}"
+    source = {"S3Uri": uri, "S3DataType": "S3Object", "CompressionType": "None"}
+    container = {
+        "ModelDataUrl": {"ModelDataUrl": uri},
+        "S3Object": {"ModelDataSource": {"S3DataSource": source}},
+        "code": {"environment": {"SAGEMAKER_SUBMIT_DIRECTORY": uri}},
+    }
+    model = create_model(cloud, None, **container[kind])
+    description = Endpoint(cloud, create_config(cloud, variant(model))).wait()
+    assert description["EndpointStatus"] == "Failed"
+    assert f"No S3 object found at S3 URL '{uri}'" in description["FailureReason"]
+
+
 def test_code_in_an_archive_of_its_own(cloud):
     source = cloud.put(f"source/{unique('s')}.tar.gz", archive({"serve.py": STEP}))
     environment = {
@@ -165,12 +182,17 @@ def test_a_pipeline_asks_one_container_after_the_other(cloud):
     ]
     with pytest.raises(cloud.runtime.exceptions.ModelError, match=r"error \(500\) from first"):
         endpoint.invoke(b"no json")
+    with pytest.raises(cloud.runtime.exceptions.ValidationError, match="needs a model of the exec"):
+        endpoint.invoke(b"[]", TargetContainerHostname="second")
     endpoint.delete()
 
 
 def test_one_container_of_several_can_be_asked_directly(cloud):
     endpoint = serve(cloud, pipeline(cloud, mode="Direct"))
     assert answer(endpoint, TargetContainerHostname="second")[0] == "second"
+    for target in ({}, {"TargetContainerHostname": "third"}):
+        with pytest.raises(cloud.runtime.exceptions.ValidationError, match="of first, second;"):
+            endpoint.invoke(b"[]", **target)
     endpoint.delete()
 
 
@@ -190,8 +212,20 @@ PACKAGE = "arn:aws:sagemaker:us-east-1:123456789012:model-package/p/1"
             "built-in algorithm",
         ),
         ({"Image": "any/image:1"}, "runs scripts, not images"),
+        (
+            {
+                "ModelDataSource": {
+                    "S3DataSource": {
+                        "S3Uri": "s3://b/models",
+                        "S3DataType": "S3Prefix",
+                        "CompressionType": "None",
+                    }
+                }
+            },
+            "must end with '/'",
+        ),
     ],
-    ids=["multi-model", "package", "built-in algorithm", "nothing but an image"],
+    ids=["multi-model", "package", "built-in algorithm", "nothing but an image", "prefix"],
 )
 def test_models_that_could_not_be_served_are_refused(cloud, container, words):
     with pytest.raises(ClientError, match=words):

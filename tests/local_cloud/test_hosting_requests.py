@@ -314,3 +314,83 @@ def test_no_address_but_of_s3_is_read(cloud, patient):
         cloud.runtime.invoke_endpoint_async(
             EndpointName=patient[0].name, InputLocation="https://example.com/x"
         )
+
+
+# Its second start takes three seconds.
+CRASHES = """
+import os, time
+
+def model_fn(model_dir):
+    flag = os.path.join(model_dir, "crashed")
+    if os.path.exists(flag):
+        time.sleep(3)
+    return flag
+
+def transform_fn(flag, body, content_type, accept):
+    if "crash" in str(body):
+        open(flag, "w").close()
+        os._exit(3)
+    return "fine"
+"""
+# Answers how many requests of one name are seen while it waits for a second one.
+MEETS = """
+import os, pathlib, time, uuid
+
+def model_fn(model_dir):
+    return pathlib.Path(os.environ["FOLDER"])
+
+def transform_fn(folder, body, content_type, accept):
+    name, seconds = (body if isinstance(body, str) else body.decode()).split()
+    (folder / f"{name}-{uuid.uuid4().hex}").touch()
+    deadline = time.monotonic() + float(seconds)
+    while len(list(folder.glob(f"{name}-*"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return str(len(list(folder.glob(f"{name}-*"))))
+"""
+
+
+def one_at_a_time(cloud, prefix, script, environment=None):
+    """An asynchronous endpoint whose instances work on one request each."""
+    output = {"S3OutputPath": f"s3://{BUCKET}/{prefix}", "S3FailurePath": f"s3://{BUCKET}/{prefix}"}
+    config = {
+        "OutputConfig": output,
+        "ClientConfig": {"MaxConcurrentInvocationsPerInstance": 1},
+    }
+    model = archive({"code/inference.py": script})
+    return deploy(cloud, model, environment, AsyncInferenceConfig=config).serve()
+
+
+def test_asynchronous_requests_wait_for_a_crashed_server(cloud):
+    prefix = unique("async")
+    endpoint = one_at_a_time(cloud, prefix, CRASHES)
+    # botocore, not the service here, takes no time to live below a minute.
+    runtime = cloud.client("sagemaker-runtime", config=Config(parameter_validation=False))
+
+    def put(body, **arguments):
+        return runtime.invoke_endpoint_async(
+            EndpointName=endpoint.name, Body=body, ContentType="text/plain", **arguments
+        )
+
+    crash, late, patient = put(b"crash"), put(b"x", RequestTTLSeconds=1), put(b"x")
+    assert b"no answer from the model server" in stored(cloud, crash["FailureLocation"])
+    assert b"expired" in stored(cloud, late["FailureLocation"])
+    assert stored(cloud, patient["OutputLocation"]) == b"fine"
+    again, _ = put(b"crash"), put(b"x")
+    stored(cloud, again["FailureLocation"])
+    endpoint.delete()
+    assert len(objects(cloud, prefix)) == 4
+
+
+def test_more_instances_work_on_more_asynchronous_requests(cloud, tmp_path):
+    endpoint = one_at_a_time(cloud, unique("async"), MEETS, {"FOLDER": str(tmp_path)})
+
+    def met(name, seconds):
+        bodies = [f"{name} {seconds}".encode()] * 2
+        answers = [invoke_async(cloud, endpoint, body, ContentType="text/csv") for body in bodies]
+        return [stored(cloud, answer["OutputLocation"]) for answer in answers]
+
+    for count, seconds, seen in [(2, 30, [b"2", b"2"]), (1, 0.5, [b"1", b"2"])]:
+        endpoint.scale({"VariantName": "AllTraffic", "DesiredInstanceCount": count})
+        endpoint.wait()
+        assert met(f"with-{count}", seconds) == seen
+    endpoint.delete()

@@ -6,8 +6,10 @@ import re
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -16,6 +18,8 @@ import pytest
 from harness import BUCKET, ROLE, Cloud, archive, command_line, processes_with, until
 
 from local_cloud import instance
+
+HOME_SECONDS = 2  # Between two looks of the server at whether its home is still there.
 
 # A job that leaves processes everywhere: a plain child, one that ignores SIGTERM, one that left
 # the session.
@@ -162,9 +166,11 @@ def test_a_home_with_spaces_and_other_files(tmp_path):
     home = tmp_path / "my home"
     home.mkdir()
     (home / "thesis.txt").write_text("precious")
+    (home / "state").mkdir(mode=0o755)
     try:
         cloud = start(home)
         assert cloud.train("print(1)")["TrainingJobStatus"] == "Completed"
+        assert stat.S_IMODE((home / "state").stat().st_mode) == 0o700
     finally:
         command_line(home, "reset")
     assert [path.name for path in home.iterdir()] == ["thesis.txt"]
@@ -216,6 +222,44 @@ def test_a_server_whose_home_is_removed_ends_with_its_jobs(own_home):
     shutil.rmtree(own_home)
     until(lambda: not processes_with("LOCAL_CLOUD_INSTANCE", cloud.server["name"]))
     assert port_is_free(cloud)
+
+
+@pytest.mark.skipif(not hasattr(psutil, "RLIMIT_NOFILE"), reason="Linux sets limits of others")
+def test_a_server_without_a_free_file_handle_goes_on(own_home):
+    cloud = start(own_home)
+    server = psutil.Process(cloud.server["pid"])
+    limits = server.rlimit(psutil.RLIMIT_NOFILE)
+    server.rlimit(psutil.RLIMIT_NOFILE, (1, limits[1]))
+    time.sleep(1.5 * HOME_SECONDS)
+    server.rlimit(psutil.RLIMIT_NOFILE, limits)
+    assert cloud.s3.list_buckets()["Buckets"]
+
+
+@pytest.fixture
+def folder_without_rights():
+    """A folder in which nobody, root neither, can write without the right to."""
+    folder = Path(tempfile.mkdtemp())
+    if os.geteuid() == 0:
+        os.chown(folder, 65534, 65534)
+        os.seteuid(65534)
+    yield folder
+    if os.getuid() == 0:
+        os.seteuid(0)
+    instance.remove_tree(folder)
+
+
+def test_folders_that_a_job_made_read_only_are_removed(folder_without_rights):
+    tree = folder_without_rights / "tree"
+    inner = tree / "opt" / "inner"
+    inner.mkdir(parents=True)
+    (inner / "file").write_text("1")
+    (inner / "link").symlink_to(folder_without_rights)
+    folder_without_rights.chmod(0o750)
+    inner.chmod(0o000)
+    inner.parent.chmod(0o500)
+    instance.remove_tree(tree)
+    assert not tree.exists()
+    assert stat.S_IMODE(folder_without_rights.stat().st_mode) == 0o750
 
 
 @pytest.mark.parametrize("command", ["start", "stop"])

@@ -167,3 +167,40 @@ def test_a_body_beyond_the_limit_is_refused_before_it_is_read(cloud, signed):
     with socket.create_connection(address(cloud), timeout=20) as connection:
         connection.sendall("\r\n".join(head).encode())
         assert connection.recv(100).startswith(b"HTTP/1.1 413 ")
+
+
+def presigned(cloud, operation, region="us-east-1", key="signed/a b+ü", seconds=60, **params):
+    """The path and query of a presigned address; boto3 uses version 2 in us-east-1."""
+    client = cloud.client("s3", region_name=region)
+    url = client.generate_presigned_url(
+        operation, Params={"Bucket": BUCKET, "Key": key, **params}, ExpiresIn=seconds
+    )
+    return url.removeprefix(cloud.url)
+
+
+REGIONS = pytest.mark.parametrize("region", ["us-east-1", "eu-central-1"], ids=["v2", "v4"])
+
+
+@REGIONS
+def test_presigned_addresses(cloud, region):
+    body = region.encode() * 200_000  # Over the limit of those who name no key.
+    put = presigned(cloud, "put_object", region, ContentType="text/plain")
+    assert send(cloud, "PUT", put, body, {"Content-Type": "text/plain"})[0] == 200
+    kept = cloud.s3.get_object(Bucket=BUCKET, Key="signed/a b+ü")
+    assert (kept["Body"].read(), kept["ContentType"]) == (body, "text/plain")
+    get = presigned(cloud, "get_object", region, ResponseContentType="text/csv")
+    status, headers, found = send(cloud, "GET", get, None)
+    kind = {name.lower(): value for name, value in headers.items()}["content-type"]
+    assert (status, kind, found) == (200, "text/csv", body)
+    assert send(cloud, "HEAD", presigned(cloud, "head_object", region), None)[0] == 200
+
+
+@REGIONS
+def test_presigned_addresses_that_are_changed_or_expired_are_refused(cloud, region):
+    get = presigned(cloud, "get_object", region)
+    assert_refused(send(cloud, "PUT", get, b"1"), "SignatureDoesNotMatch")
+    assert_refused(send(cloud, "GET", get.replace("signed", "other")), "SignatureDoesNotMatch")
+    expired = presigned(cloud, "get_object", region, seconds=-1)
+    assert_refused(send(cloud, "GET", expired), "AccessDenied")
+    copy = {"x-amz-copy-source": f"/{BUCKET}/secret"}
+    assert_refused(send(cloud, "PUT", presigned(cloud, "put_object", region), b"", copy))

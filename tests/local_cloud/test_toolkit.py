@@ -228,3 +228,12 @@ def test_installing_leaves_this_machine_as_it_is(cloud):
     description = cloud.train("import numpy; print(numpy.WORD)", files=files)
     assert "the job s own numpy" in lines_of(cloud, description)
     assert installed() == before
+
+
+def test_an_archive_of_a_longer_name_is_not_the_code(cloud):
+    request = cloud.training_request("print(1)")
+    parameters = request["HyperParameters"]
+    parameters["sagemaker_submit_directory"] = parameters["sagemaker_submit_directory"][:-1]
+    cloud.sagemaker.create_training_job(**request)
+    description = cloud.wait_for_training(request["TrainingJobName"])
+    assert "No S3 object found at S3 URL" in description["FailureReason"]

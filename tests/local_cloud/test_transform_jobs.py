@@ -269,3 +269,37 @@ def test_transformer_of_the_sdk(cloud, sdk, model):
     job.refresh()
     key = transformer.output_path.removeprefix(f"s3://{BUCKET}/") + "/rows.csv.out"
     assert cloud.get(key) == b"6.0\n15.0\n24.0\n"
+
+
+# Crashes once; a server that starts after that takes as long as the environment says.
+CRASHES_ONCE = """
+import os, time
+
+FLAG = os.environ["FLAG"]
+
+def model_fn(model_dir):
+    if os.path.exists(FLAG):
+        time.sleep(float(os.environ["SECONDS"]))
+
+def transform_fn(model, body, content_type, accept):
+    if not os.path.exists(FLAG):
+        open(FLAG, "w").close()
+        os._exit(3)
+    return "answered"
+"""
+
+
+@pytest.mark.parametrize(("count", "seconds"), [(1, "2"), (2, "60")])
+def test_a_request_whose_server_crashed_goes_to_one_that_is_ready(cloud, tmp_path, count, seconds):
+    environment = {"FLAG": str(tmp_path / "flag"), "SECONDS": seconds}
+    model = create_model(
+        cloud, archive({"code/inference.py": CRASHES_ONCE}), environment=environment
+    )
+    description, found = transform(
+        cloud,
+        model,
+        put_all(cloud, {"a.txt": b"1"}),
+        TransformResources={"InstanceType": "ml.m5.large", "InstanceCount": count},
+        ModelClientConfig={"InvocationsMaxRetries": 1},
+    )
+    assert found == {"a.txt.out": b"answered"}, description.get("FailureReason")
