@@ -110,13 +110,13 @@ def test_the_errors_of_counts_follow_from_the_predictions(model_dir, stripes, tm
     with (tmp_path / "out" / "predictions.csv").open() as file:
         rows = list(csv.DictReader(file))
     errors = np.array([int(row["predicted"]) - int(row["true"]) for row in rows])
-    assert {1, 2, 3} <= set(np.abs(errors))
     found = read_report(tmp_path / "out")["counting"]
     assert found["most_likely"] == pytest.approx(describe_errors(errors, errors))
+    assert 0 < found["most_likely"]["within_one"] < 1
 
     classifier = load_classifier(model)
     split = load_split(list_split(tmp_path / "test"), classifier.class_names, 16, 1)
-    true = np.array([1, 2, 4])[split.labels]
+    true = np.array([1, 2, 4])[split.labels.numpy()]
     expected = classifier.probabilities(split.images).numpy() @ [1, 2, 4]
     described = describe_errors(expected - true, expected.round() - true)
     assert found["expected"] == pytest.approx(described)
