@@ -1,5 +1,6 @@
 """Starts the entry points as jobs, in the words of the notebooks' cells."""
 
+from boto3.s3.transfer import TransferConfig
 from sagemaker.core.processing import FrameworkProcessor
 from sagemaker.core.training.configs import (
     CheckpointConfig,
@@ -11,7 +12,14 @@ from sagemaker.core.training.configs import (
 from sagemaker.train import ModelTrainer
 
 from studio.evaluation import channel, job_name, report
-from studio.jobs import download, fetch_archive, follow, latest_job, stage_source
+from studio.jobs import (
+    fetch_archive,
+    follow,
+    keys_below,
+    latest_job,
+    split_uri,
+    stage_source,
+)
 
 MACHINE = "ml.m5.large"
 
@@ -64,8 +72,17 @@ class CourseJobs:
     def model(self, job):
         """Fetch the model that a training job left; return its folder."""
         uri = job["ModelArtifacts"]["S3ModelArtifacts"]
-        fetch = fetch_archive if uri.endswith(".tar.gz") else download
-        return fetch(self.cloud, uri, self.folder / job["TrainingJobName"])
+        folder = self.folder / job["TrainingJobName"]
+        if uri.endswith(".tar.gz"):
+            return fetch_archive(self.cloud, uri, folder)
+        bucket, prefix = split_uri(uri)
+        # Each file in one request: for every part of a file the local cloud reads all of it.
+        whole = TransferConfig(multipart_threshold=1 << 40)
+        for key in keys_below(self.cloud, uri):
+            path = folder / key.removeprefix(prefix)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.cloud.client("s3").download_file(bucket, key, str(path), Config=whole)
+        return folder
 
     def process(self, name, script, inputs, output, arguments):
         """Run a processing job to its end.
