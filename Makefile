@@ -11,7 +11,7 @@ PYTEST := $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 NOTEBOOK := train_and_deploy.ipynb
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-notebooks bench benchmarks soak notebook lab site web web-deploy web-remove stop clean venv
+.PHONY: help run test test-runs bench benchmarks soak notebook lab site web web-deploy web-remove stop clean venv
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,13 +19,13 @@ help:  ## list the targets
 run: venv  ## run the whole course on this machine; leaves build/train_and_deploy.{ipynb,html}
 	@$(PY) -m studio.execute $(NOTEBOOK) --output build/$(NOTEBOOK) --html
 
-test: venv  ## lint and test everything but whole runs of the notebooks
+test: venv  ## lint and test everything but the whole runs
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
-	@$(PYTEST) --ignore tests/notebooks
+	@$(PYTEST) --ignore tests/notebooks --ignore tests/jobs
 
-test-notebooks: venv  ## execute every notebook on few pictures and check what it says and leaves
-	@$(PYTEST) tests/notebooks
+test-runs: venv  ## whole runs: every notebook on few pictures, every script as jobs on the local cloud
+	@$(PYTEST) tests/notebooks tests/jobs
 
 bench: venv  ## measure the local cloud against running by hand
 	@$(PY) benchmarks/local_cloud.py --json build/bench.json

@@ -16,7 +16,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # They take longest, so they begin first: no worker is left with one of them while others idle.
 LONGEST = ("test_inventory_bins", "test_dog_breeds", "test_course", "test_listings_web_app")
 LONGEST += ("test_course_without_data", "test_your_own_folder", "test_site", "test_datasets")
-LONGEST += ("test_setup", "test_course_jobs", "test_train_model", "test_page", "test_durability")
+LONGEST += ("test_model_jobs", "test_hosts_and_interruptions", "test_search_and_evaluation")
+LONGEST += ("test_setup", "test_train_model", "test_page", "test_durability")
 LONGEST += ("test_lifecycle", "test_debugging", "test_evaluate", "test_web", "test_learning_curve")
 LONGEST += ("test_training", "test_deploy", "test_report", "test_hosting_sdk", "test_execute")
 LONGEST += ("test_profile_rules", "test_rules", "test_validation", "test_cloud")
@@ -33,6 +34,22 @@ def _no_session_for_the_next_module():
     yield
     if "boto3" in sys.modules:
         sys.modules["boto3"].DEFAULT_SESSION = None
+
+
+@pytest.fixture(scope="module")
+def cloud(tmp_path_factory):
+    """A real local cloud, as `connect("local")` returns it; the environment is restored after."""
+    from studio.cloud import connect
+
+    before = dict(os.environ)
+    os.environ["LOCAL_CLOUD_HOME"] = str(tmp_path_factory.mktemp("cloud") / "home")
+    try:
+        yield connect("local")
+    finally:
+        command = [sys.executable, "-m", "local_cloud", "reset"]
+        subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
+        os.environ.clear()
+        os.environ.update(before)
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@ import base64
 import csv
 import io
 import json
+import math
 import re
 import shutil
 import tarfile
@@ -20,7 +21,7 @@ from vision import baselines, page
 from vision.calibration import fit_temperature
 from vision.classifier import Classifier, load_classifier
 from vision.cli import run
-from vision.data import list_split
+from vision.data import list_split, load_split
 from vision.errors import ExpectedError
 from vision.models import build_model
 from vision.preprocessing import Preprocessing
@@ -91,6 +92,43 @@ def test_every_figure_of_the_report_follows_from_the_predictions(report, model_d
     model = json.loads((model_dir / "model.json").read_text())
     assert described["model"]["data_hash"] == model["data_hash"]
     assert len(described["worst_mistakes"]) == min(12, right.count(False))
+
+
+def test_the_errors_of_counts_follow_from_the_predictions(model_dir, stripes, tmp_path):
+    """With classes that are called 1, 2 and 4, and some pictures in the wrong one."""
+    counts = {"lying": "1", "squares": "2", "standing": "4"}
+    model = shutil.copytree(model_dir, tmp_path / "model")
+    text = (model / "model.json").read_text()
+    for old, new in counts.items():
+        text = text.replace(f'"{old}"', f'"{new}"')
+        shutil.copytree(stripes / "test" / old, tmp_path / "test" / new)
+    (model / "model.json").write_text(text)
+    for old, new in (("1", "2"), ("2", "4"), ("4", "1")):
+        wrong = tmp_path / "test" / new / f"of-{old}.png"
+        shutil.move(tmp_path / "test" / old / "000.png", wrong)
+    places = ("--model-dir", model, "--test", tmp_path / "test", "--output", tmp_path / "out")
+    assert evaluate_here(*places) == 0
+    with (tmp_path / "out" / "predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    errors = np.array([int(row["predicted"]) - int(row["true"]) for row in rows])
+    found = read_report(tmp_path / "out")["counting"]
+    assert found["most_likely"] == pytest.approx(describe_errors(errors, errors))
+    assert 0 < found["most_likely"]["within_one"] < 1
+
+    classifier = load_classifier(model)
+    split = load_split(list_split(tmp_path / "test"), classifier.class_names, 16, 1)
+    true = np.array([1, 2, 4])[split.labels.numpy()]
+    expected = classifier.probabilities(split.images).numpy() @ [1, 2, 4]
+    described = describe_errors(expected - true, expected.round() - true)
+    assert found["expected"] == pytest.approx(described)
+
+
+def describe_errors(errors, whole):
+    return {
+        "rmse": math.sqrt(np.mean(errors**2)),
+        "mean_absolute_error": np.mean(abs(errors)),
+        "within_one": np.mean(abs(whole) <= 1),
+    }
 
 
 def test_the_baselines_are_measured_on_the_same_pictures(report):

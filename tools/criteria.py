@@ -416,6 +416,8 @@ GROUPS = {
                 "test_a_training_killed_at_random_ends_with_the_weights_of_an_unbroken_one",
                 "tests/local_cloud/test_checkpoints_and_spot.py::"
                 "test_an_interrupted_spot_job_starts_again_from_its_checkpoint",
+                "tests/jobs/test_hosts_and_interruptions.py::"
+                "test_a_spot_job_that_is_killed_ends_with_the_weights_of_an_unbroken_one",
             ),
         ),
         Row(
@@ -426,7 +428,7 @@ GROUPS = {
                 "local_cloud/interruption.py::interrupt",
             ),
             tests=(
-                "tests/studio/test_course_jobs.py::"
+                "tests/jobs/test_hosts_and_interruptions.py::"
                 "test_two_hosts_and_an_interruption_leave_the_learning_curve_as_it_is",
             ),
         ),
@@ -438,7 +440,7 @@ GROUPS = {
             ),
             code=("vision/distributed.py::Group", "local_cloud/cluster.py::Cluster"),
             tests=(
-                "tests/studio/test_course_jobs.py::"
+                "tests/jobs/test_hosts_and_interruptions.py::"
                 "test_two_hosts_and_an_interruption_leave_the_learning_curve_as_it_is",
                 "tests/local_cloud/test_several_hosts.py::"
                 "test_torchrun_of_the_sdk_over_two_hosts_with_two_processes_each",

@@ -16,6 +16,8 @@ from notebook_runs import (
     run_notebook,
 )
 
+from studio.jobs import log_lines, trials
+
 BREEDS, PHOTOS = 6, 10
 # Few photos and few trainings: what is tested is the way, not the accuracy.
 FEW = {"TRIALS": 2, "EPOCHS": 100, "WATCHED_EPOCHS": 9, "SHARES": "0.5,1", "REPEATS": 1}
@@ -45,6 +47,15 @@ def test_the_trials_read_the_features_and_the_best_values_are_retrieved(run):
     assert len(found) == 2, told
     best = run.output_of("tuner.best_training_job()")
     assert any(f"batches of **{size}**" in best for _, size in found)
+    searches = run.client("sagemaker").list_hyper_parameter_tuning_jobs()
+    (search,) = searches["HyperParameterTuningJobSummaries"]
+    for name in trials(run, search["HyperParameterTuningJobName"])["name"]:
+        lines = "\n".join(log_lines(run, name))
+        assert "read the features of" in lines
+        assert "computed the features" not in lines
+
+
+def test_the_training_and_the_learning_curve_read_the_features(run):
     for cell in ('job = train("train"', "load_curve(cloud"):
         assert "read the features of" in run.output_of(cell)
 
