@@ -122,7 +122,7 @@ class AllZero(DebuggerRule):
     DEFAULTS: ClassVar = {"collection_names": None, "tensor_regex": None, "threshold": 100.0}
     NEEDS = "weights, gradients or outputs of ReLUs"
     QUIET = (
-        "No tensor that was checked had at least {threshold:g}% zeros at three saved steps in a "
+        "No tensor that was checked had {threshold:g}% zeros or more at three saved steps in a "
         "row while there was a loss."
     )
     MEANING = (

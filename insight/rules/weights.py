@@ -166,7 +166,7 @@ class WeightUpdateRatio(DebuggerRule):
     }
     NEEDS = "weights at two steps"
     QUIET = (
-        "Between the steps compared no weight changed by more than {large_threshold:g} times its "
+        "Between the steps compared no weight changed by more than {large_threshold:g} of its "
         "size, and none stayed below {small_threshold:g} while the learning rate would move it."
     )
     MEANING = (
