@@ -130,11 +130,9 @@ def listings(seed):
 def bins(seed):
     """Photos of bins, to be counted: all layers learn. A crop would change the count.
 
-    So few photos are soon known by heart: mixup, an average of the weights and a learning rate high
-    enough to hop over what fits only them put that off, and so do more of them. A wrong count is
-    the less wrong the nearer it is. The learning rate and how far a count's share spreads are those
-    that notebooks/inventory_bins.ipynb chose on its validation photos; at 3e-4 the validation loss
-    rises again after two thirds of the epochs.
+    So few photos are soon known by heart: mixup, an average of the weights and a high learning rate
+    put that off, and so do more of them. A wrong count is the less wrong the nearer it is. Learning
+    rate and spread are those that notebooks/inventory_bins.ipynb chose on its validation photos.
     """
     words = ("--recipe", "photos-all", "--image-size", 224, "--augment", "shift,flip,vflip,color")
     words += ("--epochs", 12, "--lr", 1.28e-3, "--mixup", 0.4, "--ema", 0.99, "--dropout", 0.3)
