@@ -394,14 +394,15 @@ def test_the_bill_has_a_row_for_every_launch_and_none_for_a_trial(run):
 
 
 @pytest.mark.parametrize(
-    ("name", "part"),
+    ("stamped", "part"),
     [
-        (_get_unique_name(f"{RUN}-batch-512"), "batch-512"),
-        (name_from_base(f"{RUN}-report-16"), "report-16"),
-        (f"{RUN}-batch-1024", "batch-1024"),
+        pytest.param(_get_unique_name, "batch-512", id="ModelTrainer"),
+        pytest.param(name_from_base, "report-16", id="processor"),
+        pytest.param(str, "batch-1024", id="no stamp"),
     ],
 )
-def test_a_launch_keeps_the_numbers_of_its_own_name(name, part):
+def test_a_launch_keeps_the_numbers_of_its_own_name(stamped, part):
+    name = stamped(f"{RUN}-{part}")
     assert named("job", SimpleNamespace(run=RUN), name, "Completed") == f"job “{part}”"
 
 
