@@ -199,7 +199,7 @@ class FullStore(Store):
     def add(self, kind, name, record):
         if kind == "TuningTrial" and self.all(kind):
             raise RuntimeError("no space left")
-        super().add(kind, name, record)
+        super().add(kind, name, record, tags)
 
 
 def test_a_fault_of_the_search_itself_ends_it_and_its_trials(cloud, tmp_path):
