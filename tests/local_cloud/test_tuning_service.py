@@ -196,7 +196,7 @@ def test_finished_searches_leave_no_thread_and_no_file_open(service):
 class FullStore(Store):
     """Refuses the second trial's record, as a full disk does."""
 
-    def add(self, kind, name, record):
+    def add(self, kind, name, record, tags=None):
         if kind == "TuningTrial" and self.all(kind):
             raise RuntimeError("no space left")
         super().add(kind, name, record, tags)
