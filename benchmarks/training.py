@@ -489,12 +489,14 @@ def _source_rows(figures):
     def span(key, form):
         return _span([each[key] for each in figures], form)
 
+    def ratios(theirs, ours):
+        return [each[theirs] / each[ours] for each in figures]
+
     def times(theirs, ours):
-        return _span([each[theirs] / each[ours] for each in figures], ".1f")
+        return _span(ratios(theirs, ours), ".1f")
 
     def reached(theirs, ours, least):
-        middle = statistics.median(each[theirs] / each[ours] for each in figures)
-        return f"{least} times: {_verdict(middle >= least)}"
+        return f"{least} times: {_verdict(statistics.median(ratios(theirs, ours)) >= least)}"
 
     ours, theirs = median("ours_seconds"), median("theirs_resnet50_seconds")
     return [

@@ -42,9 +42,9 @@ from studio.pictures import (
     one_sentence_on_full_disk,
     open_for_training,
     pictures_in,
-    remove_left_over,
 )
 from studio.splitting import check_every_class, limited, split, too_small
+from vision.partial import remove_left_over
 
 __all__ = ["SPLITS", "DataError", "Dataset", "decoding", "pack", "prepare", "samples"]
 

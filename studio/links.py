@@ -37,8 +37,8 @@ from studio.pictures import (
     Source,
     bytes_and_time,
     open_for_training,
-    remove_left_over,
 )
+from vision.partial import beside, remove_left_over
 
 SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson")
 # The names of columns, the likeliest first.
@@ -400,8 +400,7 @@ class _Fetcher:
             if time.monotonic() > deadline:
                 raise _Refused(f"took longer than {SECONDS_A_PICTURE} s")
         _check_whole(bytes(content))
-        # Several runs may fetch the same: each writes its own file, the last one stays.
-        aside = to.with_name(f".{to.name}-{os.getpid()}.partial")
+        aside = beside(to)
         aside.write_bytes(content)
         os.replace(aside, to)
 

@@ -1,7 +1,6 @@
 """Packs the pictures of a split into one file: tar, or RecordIO for SageMaker's own algorithms."""
 
 import io
-import os
 import random
 import tarfile
 from pathlib import Path
@@ -10,6 +9,7 @@ from PIL import Image
 
 from studio.pictures import DataError
 from vision.errors import ExpectedError
+from vision.partial import beside
 from vision.recordio import SUFFIXES as RECORDIO_SUFFIXES
 from vision.recordio import read_list, read_parts, read_records, write_records
 
@@ -19,8 +19,7 @@ SUFFIXES = {"tar": (".tar",), "recordio": RECORDIO_SUFFIXES}
 
 def write_tar(files: list[tuple[Path, str]], path: Path) -> None:
     """Write (file, class name) as members <class>/<file>; nothing is left where it fails."""
-    # Several runs may write the same: each has its own file, the last one stays.
-    aside = path.with_name(f".{path.name}-{os.getpid()}.partial")
+    aside = beside(path)
     try:
         with tarfile.open(aside, "w", format=tarfile.PAX_FORMAT) as tar:
             for file, class_name in files:

@@ -4,7 +4,6 @@ import contextlib
 import errno
 import io
 import os
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,8 +18,6 @@ READ_AS_THEY_ARE = {".jpeg", ".jpg", ".png", ".webp"}
 TURNED_INTO_PNG = ("BMP", "GIF", "PPM", "TIFF", "AVIF")
 # Pillow warns of larger ones: what claims so many pixels may be made to fill the memory.
 MOST_PIXELS_TO_SHRINK = 89_000_000
-# What is being written grows all the while: no run is silent for so long.
-LEFT_OVER_SECONDS = 6 * 3600
 PICTURE_SUFFIXES = READ_AS_THEY_ARE | {
     *(".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".ppm", ".tif", ".tiff"),
 }
@@ -81,15 +78,6 @@ def bytes_and_time(path: Path) -> str:
     except OSError:
         return ""
     return f"{stat.st_size} {stat.st_mtime_ns}"
-
-
-def remove_left_over(folder: Path) -> None:
-    """Remove the .partial files of runs that were killed; what another run writes now stays."""
-    for partial in folder.glob(".*.partial"):
-        # Another run may rename its own, or remove the same, meanwhile.
-        with contextlib.suppress(FileNotFoundError):
-            if time.time() - partial.stat().st_mtime > LEFT_OVER_SECONDS:
-                partial.unlink()
 
 
 def open_for_training(content: bytes, short_side: int | None = None) -> tuple[bytes, Image.Image]:

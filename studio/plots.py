@@ -589,7 +589,6 @@ def learning_curve(curve: pd.DataFrame, classes: int) -> Figure:
 
     Where the errors follow no power law, there is no forecast.
 
-
     curve: from `studio.learning.load_curve`, one row a training.
     """
     means = learning.summary(curve)

@@ -24,13 +24,12 @@ from vision.data import Entry
 from vision.distributed import Group
 from vision.errors import ExpectedError
 from vision.models import Network
+from vision.partial import remove_left_over
 from vision.preprocessing import Preprocessing
 
 # A part of every file's name: another number makes all earlier files count for nothing.
 FORMAT_VERSION = 2
 SECONDS_BETWEEN_PROGRESS = 5
-# A half file that was not touched for so long is nobody's any more.
-SECONDS_TO_WRITE = 3600
 # A job's log shows a line when it is printed, not when a buffer is full.
 say_at_once = functools.partial(print, flush=True)
 
@@ -245,7 +244,7 @@ def _write(features: torch.Tensor, key: str, folders: Sequence[Path]) -> str:
         partial = folder / f".{key}-{os.getpid()}"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            _sweep(folder, key)
+            remove_left_over(folder, f".{key}-*")
             save_file({"features": features}, partial, metadata)
             partial.replace(folder / f"{key}.safetensors")
             return ""
@@ -255,10 +254,3 @@ def _write(features: torch.Tensor, key: str, folders: Sequence[Path]) -> str:
             with contextlib.suppress(OSError):
                 partial.unlink()
     return "; ".join(reasons)
-
-
-def _sweep(folder: Path, key: str) -> None:
-    """Remove what killed runs left of these features, not what a run writes at this moment."""
-    for path in folder.glob(f".{key}-*"):
-        if time.time() - path.stat().st_mtime > SECONDS_TO_WRITE:
-            path.unlink(missing_ok=True)

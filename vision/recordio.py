@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from vision.errors import ExpectedError
+from vision.partial import beside
 
 MAGIC = struct.pack("<I", 0xCED7230A)
 # The magic word, then a word with the kind of part in 3 bits and its length in 29.
@@ -135,8 +136,7 @@ def write_records(path: Path, records: Iterable[tuple[int, int, str, bytes]]) ->
     that the format cannot hold.
     """
     final = [path.with_suffix(suffix) for suffix in SUFFIXES]
-    # Several runs may write the same: each has its own files, the last ones stay.
-    aside = [file.with_name(f".{file.name}-{os.getpid()}.partial") for file in final]
+    aside = [beside(file) for file in final]
     try:
         with contextlib.ExitStack() as stack:
             rec = stack.enter_context(aside[0].open("wb"))
